@@ -1,0 +1,59 @@
+"""Top-down feedback for any PyTorch network (Contextual Backpropagation Loops, Fein-Ashley).
+
+The names below load on first use, so `import torchcbl` costs nothing beyond torch itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchcbl.adapters import Adapter
+    from torchcbl.audit import Audit
+    from torchcbl.context import Context
+    from torchcbl.loop import ContextLoop
+    from torchcbl.loss import refinement_loss
+    from torchcbl.refinement import Refinement, Status
+    from torchcbl.site import Site, sites
+    from torchcbl.storage import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Audit",
+    "Context",
+    "ContextLoop",
+    "Refinement",
+    "Site",
+    "Status",
+    "load",
+    "refinement_loss",
+    "sites",
+]
+
+_HOMES = {
+    "Adapter": "torchcbl.adapters",
+    "Audit": "torchcbl.audit",
+    "Context": "torchcbl.context",
+    "ContextLoop": "torchcbl.loop",
+    "Refinement": "torchcbl.refinement",
+    "Site": "torchcbl.site",
+    "Status": "torchcbl.refinement",
+    "load": "torchcbl.storage",
+    "refinement_loss": "torchcbl.loss",
+    "sites": "torchcbl.site",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'torchcbl' has no attribute '{name}'; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

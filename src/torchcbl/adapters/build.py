@@ -1,0 +1,83 @@
+"""From what the user named to one adapter per site."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from torchcbl.adapters.base import AdapterChoice, AdapterFactory
+from torchcbl.adapters.film import Film
+from torchcbl.adapters.gate import Gate
+from torchcbl.site import Site, _matches
+
+ADAPTERS: dict[str, AdapterFactory] = {"film": Film, "gate": Gate}
+
+
+def build_adapters(choice: AdapterChoice, sites: Sequence[Site], context_dim: int) -> list[nn.Module]:
+    """Build one adapter per site.
+
+    Args:
+        choice: A name, a module class or factory called with (site, context_dim), a module, or a dict of these by
+            site name or glob.
+        sites: The sites, in execution order.
+        context_dim: D, the size of z.
+
+    Raises:
+        ValueError: A name is unknown, the dict misses a site or names none, or one module is given for many sites.
+        TypeError: The choice, or what a factory returns, is no adapter.
+    """
+    if isinstance(choice, Mapping):
+        by_site = _by_site(choice, sites)
+    else:
+        if isinstance(choice, nn.Module) and len(sites) > 1:
+            raise ValueError(
+                f"one {type(choice).__name__} was given for {len(sites)} sites, which would share its weights: pass "
+                "the class, a factory called with (site, context_dim), or a dict with one adapter per site."
+            )
+        by_site = {site.name: choice for site in sites}
+    return [_build(by_site[site.name], site, context_dim) for site in sites]
+
+
+def _by_site(
+    choices: Mapping[str, str | nn.Module | AdapterFactory], sites: Sequence[Site]
+) -> dict[str, str | nn.Module | AdapterFactory]:
+    found: dict[str, str | nn.Module | AdapterFactory] = {}
+    for pattern, choice in choices.items():
+        names = [site.name for site in sites if _matches(site.name, pattern)]
+        if not names:
+            raise ValueError(
+                f"adapter names site '{pattern}', which is not among the sites {[site.name for site in sites]}."
+            )
+        found.update(dict.fromkeys(names, choice))
+    missing = [site.name for site in sites if site.name not in found]
+    if missing:
+        raise ValueError(f"adapter gives nothing for site '{missing[0]}': name one for each of the sites.")
+    return found
+
+
+def _build(choice: str | nn.Module | AdapterFactory, site: Site, context_dim: int) -> nn.Module:
+    if isinstance(choice, nn.Module):
+        return choice
+    if isinstance(choice, str):
+        if choice not in ADAPTERS:
+            close = difflib.get_close_matches(choice, ADAPTERS, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise ValueError(
+                f"adapter '{choice}' is unknown: {hint}There are {', '.join(map(repr, ADAPTERS))}, or pass a "
+                "module class of your own."
+            )
+        choice = ADAPTERS[choice]
+    if not callable(choice):
+        raise TypeError(
+            f"adapter must be a name, a module, a class or factory called with (site, context_dim), or a dict of these "
+            f"by site, got {type(choice).__name__}."
+        )
+    adapter = choice(site, context_dim)
+    if not isinstance(adapter, nn.Module):
+        raise TypeError(
+            f"the adapter factory returned {type(adapter).__name__} for site '{site.name}', expected an nn.Module with "
+            "forward(h, z)."
+        )
+    return adapter

@@ -1,0 +1,250 @@
+"""The audit: which adapters can move the output, and what the loop costs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchcbl.calls import Call, evaluating
+from torchcbl.schedules import Psi, find_schedule
+
+if TYPE_CHECKING:
+    from torchcbl.loop import ContextLoop
+
+
+@dataclass(frozen=True)
+class AdapterAudit:
+    """What the audit found of one adapter.
+
+    Args:
+        site: Its site's name.
+        shape: Shape of h in the audited batch.
+        adapter: Its class name.
+        parameters: How many it has.
+        gradient: Largest absolute gradient of a random projection of y_T with respect to its parameters (or, when it
+            has none to train, to what it returns).
+        change: Largest absolute change of y_T when its parameters (or what it returns) are perturbed at random.
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    adapter: str
+    parameters: int
+    gradient: float
+    change: float
+
+    @property
+    def live(self) -> bool:
+        """Whether it can move the output: by either measure."""
+        return self.gradient != 0.0 or self.change != 0.0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `net.audit()` returns.
+
+    Args:
+        adapters: One entry per site, from the lowest to the highest.
+        backbone: Class name of the backbone.
+        schedule: The schedule it holds for.
+        steps: T it holds for.
+        alpha: alpha it holds for.
+        step_norm: How batch norms normalise at the steps, empty when none is in the replayed part.
+        cut: "traced" or "replayed", with the reason for the latter.
+        backbone_parameters: Parameters of the backbone.
+        added_parameters: Parameters of adapters and context together.
+        flops_first: FLOPs per sample of y_0.
+        flops_step: FLOPs per sample of each further step.
+    """
+
+    adapters: tuple[AdapterAudit, ...]
+    backbone: str
+    schedule: str
+    steps: int
+    alpha: float
+    step_norm: str
+    cut: str
+    backbone_parameters: int
+    added_parameters: int
+    flops_first: float
+    flops_step: float
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Sites whose adapters cannot move the output."""
+        return tuple(adapter.site for adapter in self.adapters if not adapter.live)
+
+    @property
+    def cost(self) -> float:
+        """FLOPs of y_T relative to those of y_0: 1 + T * share."""
+        return 1.0 + self.steps * self.flops_step / self.flops_first if self.flops_first else float("nan")
+
+    def describe(self, title: str = "Audit") -> str:
+        """Write the audit as text."""
+        rows = [("site", "h", "adapter", "live", "parameters", "gradient", "change")]
+        for a in self.adapters:
+            shape = " x ".join(map(str, ("B", *a.shape[1:])))
+            live = "live" if a.live else "DEAD"
+            rows.append((a.site, shape, a.adapter, live, f"{a.parameters:,}", f"{a.gradient:.1e}", f"{a.change:.1e}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        norm = f", step_norm={self.step_norm}" if self.step_norm else ""
+        added, backbone = self.added_parameters, self.backbone_parameters
+        share = f" ({added / backbone:.1%})" if backbone else ""
+        settings = f"{self.schedule}, steps={self.steps}, alpha={self.alpha:g}{norm}"
+        return "\n".join(
+            [
+                f"{title}({self.backbone}, {settings}, {self.cut})",
+                *table,
+                f"  parameters: {backbone:,} in the backbone, {added:,} added{share}",
+                f"  FLOPs per sample: {_si(self.flops_first)} for y_0, {_si(self.flops_step)} for each step: "
+                f"{self.cost:.2f}x at T = {self.steps}",
+            ]
+        )
+
+    def __str__(self) -> str:
+        return self.describe()
+
+
+def dead_adapters_message(audit: Audit) -> str:
+    """Explain why adapters cannot move the output, and what to do."""
+    dead = ", ".join(f"'{site}'" for site in audit.dead)
+    head = f"the adapter at {dead} cannot move the output y_{audit.steps}"
+    if audit.schedule == "literal" and len(audit.adapters) > 1:
+        why = (
+            "under schedule='literal' Eq. 8 recomputes the output from the top site alone, y = f(h^L), so what a lower "
+            "site refines never reaches it. Use schedule='repropagate' (or 'synchronous')"
+        )
+    elif audit.schedule == "synchronous" and audit.steps < len(audit.adapters):
+        why = (
+            f"under schedule='synchronous' a refinement climbs one site per step, so the lowest of "
+            f"{len(audit.adapters)} sites needs steps >= {len(audit.adapters)}, got {audit.steps}. "
+            "Use more steps, or schedule='repropagate'"
+        )
+    elif audit.alpha == 1.0:
+        why = "alpha = 1 keeps the old state whole, so no adapter is ever heard. Use alpha < 1"
+    else:
+        why = (
+            "no path leads from that site to the output, which Eq. 8 recomputes from the sites. "
+            "Choose a site on the path"
+        )
+    return f"{head}: {why}, or pass allow_dead=True to keep it all the same."
+
+
+def audit_loop(net: ContextLoop, call: Call) -> Audit:
+    """Audit a loop on one batch, in eval mode."""
+    # a loop with steps = 0 is judged by the fewest steps that would make it live
+    config = net.config
+    steps = config.steps or find_schedule(config.schedule).min_steps(len(net.sites))
+    with evaluating(net):
+        first, step = _count_flops(net, call)
+        adapters = _audit_adapters(net, call, steps)
+    added = [*net.adapters.parameters(), *net.context.parameters()]
+    batch = net.sites[0].shape[0]
+    cut = net.plan.kind + (f": {net.plan.reason}" if net.plan.reason not in ("", "asked for") else "")
+    return Audit(
+        adapters=adapters,
+        backbone=type(net.backbone).__name__,
+        schedule=config.schedule,
+        steps=config.steps,
+        alpha=config.alpha,
+        step_norm=config.step_norm if net.has_batch_norm else "",
+        cut=cut,
+        backbone_parameters=_count(net.backbone.parameters()),
+        added_parameters=_count(added),
+        flops_first=first / _batch_size(call, batch),
+        flops_step=step / _batch_size(call, batch),
+    )
+
+
+def _batch_size(call: Call, default: int) -> int:
+    sizes = [value.shape[0] for value in call.values() if isinstance(value, Tensor) and value.ndim]
+    return sizes[0] if sizes else default
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in set(parameters))
+
+
+def _count_flops(net: ContextLoop, call: Call) -> tuple[int, int]:
+    """FLOPs of step 0 and of each further step, for the whole batch."""
+    totals = []
+    for steps in (0, 1):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net.run(call.detached(), steps)
+        totals.append(counter.get_total_flops())
+    return totals[0], totals[1] - totals[0]
+
+
+def _audit_adapters(net: ContextLoop, call: Call, steps: int) -> tuple[AdapterAudit, ...]:
+    adapters = list(net.adapters.values())
+    gradients = _gradients(net, call, steps, adapters)
+    with torch.no_grad():
+        reference = net.run(call.detached(), steps)[0][-1]
+        changes = []
+        for index, adapter in enumerate(adapters):
+            psi: list[Psi] = list(adapters)
+            psi[index] = _perturbed(adapter)
+            moved = net.run(call.detached(), steps, psi)[0][-1]
+            changes.append(_largest(moved - reference))
+    return tuple(
+        AdapterAudit(site.name, site.shape, type(adapter).__name__, _count(adapter.parameters()), gradient, change)
+        for site, adapter, gradient, change in zip(net.sites, adapters, gradients, changes, strict=True)
+    )
+
+
+def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.Module]) -> list[float]:
+    probes: dict[int, Tensor] = {}
+
+    def probed(index: int, adapter: nn.Module) -> Psi:
+        def psi(h: Tensor, z: Tensor) -> Tensor:
+            refined: Tensor = adapter(h, z)
+            if index not in probes:
+                probes[index] = torch.zeros_like(refined, requires_grad=True)
+            return refined + probes[index]
+
+        return psi
+
+    with torch.enable_grad():
+        output = net.run(call.detached(), steps, [probed(i, adapter) for i, adapter in enumerate(adapters)])[0][-1]
+        projection = (output * _noise(output, seed=0)).sum()
+        gradients = []
+        for index, adapter in enumerate(adapters):
+            wanted: list[Tensor] = [p for p in adapter.parameters() if p.requires_grad] or [probes[index]]
+            found = torch.autograd.grad(projection, wanted, retain_graph=True, allow_unused=True)
+            gradients.append(max((_largest(g) for g in found if g is not None), default=0.0))
+    return gradients
+
+
+def _perturbed(adapter: nn.Module) -> Psi:
+    """The adapter with every parameter moved at random; one without parameters returns its h' moved at random."""
+    twin = copy.deepcopy(adapter)
+    parameters = list(twin.parameters())
+    for seed, parameter in enumerate(parameters):
+        parameter.add_(_noise(parameter, seed))
+    if parameters:
+        return twin
+    return lambda h, z: (refined := adapter(h, z)) + _noise(refined, seed=0)
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _largest(tensor: Tensor) -> float:
+    """Largest absolute value; a NaN counts as infinite, since something did arrive."""
+    return float(tensor.abs().nan_to_num(nan=float("inf")).max()) if tensor.numel() else 0.0
+
+
+def _si(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f} "

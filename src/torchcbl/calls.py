@@ -1,0 +1,128 @@
+"""How a backbone is called: its arguments, their description, and a call that leaves its modes as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Example = Tensor | tuple[object, ...] | list[object] | Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of the backbone."""
+
+    args: tuple[object, ...] = ()
+    kwargs: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_example(cls, example: Example) -> Call:
+        """Read an example: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+
+        Raises:
+            TypeError: The example is none of these.
+            ValueError: It holds no tensor.
+        """
+        if isinstance(example, Tensor):
+            return cls((example,))
+        if isinstance(example, Mapping):
+            call = cls((), {str(name): value for name, value in example.items()})
+        elif isinstance(example, (tuple, list)):
+            call = cls(tuple(example))
+        else:
+            raise TypeError(
+                f"example must be a tensor, a tuple of positional arguments or a dict of keyword arguments, got "
+                f"{type(example).__name__}: pass what the model is called with, for one batch."
+            )
+        if not any(isinstance(value, Tensor) for value in call.values()):
+            raise ValueError("example holds no tensor: pass what the model is called with, for one batch.")
+        return call
+
+    def values(self) -> list[object]:
+        """All arguments, positional ones first."""
+        return [*self.args, *self.kwargs.values()]
+
+    def run(self, module: nn.Module) -> object:
+        """Call the module with these arguments."""
+        return module(*self.args, **self.kwargs)
+
+    def pattern(self) -> tuple[int, tuple[str, ...]]:
+        """How many positional and which keyword arguments there are: what a traced cut is made for."""
+        return len(self.args), tuple(self.kwargs)
+
+    def detached(self) -> Call:
+        """The same call with copies of its tensors, so that a backbone that writes into its input harms nobody."""
+        return Call(
+            tuple(_copy(value) for value in self.args),
+            {name: _copy(value) for name, value in self.kwargs.items()},
+        )
+
+
+def _copy(value: object) -> object:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode and give each its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def describe(call: Call) -> dict[str, object]:
+    """Describe a call as plain data, without its values: enough to make another of the same form."""
+    return {
+        "args": [_describe_value(value) for value in call.args],
+        "kwargs": {name: _describe_value(value) for name, value in call.kwargs.items()},
+    }
+
+
+def _describe_value(value: object) -> dict[str, object]:
+    if isinstance(value, Tensor):
+        described: dict[str, object] = {
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": list(value.shape),
+        }
+        if not value.is_floating_point() and not value.is_complex() and value.numel():
+            described["fill"] = int(value.max())
+        return described
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise TypeError(
+        f"an argument of type {type(value).__name__} in the example cannot be described in a file: the example may "
+        "hold tensors, numbers, strings, booleans and None."
+    )
+
+
+def synthesise(description: Mapping[str, object], device: torch.device) -> Call:
+    """Make a call of the described form: floats are standard normal (seeded), whole numbers the largest one seen."""
+    generator = torch.Generator().manual_seed(0)
+    args, kwargs = description["args"], description["kwargs"]
+    assert isinstance(args, list)
+    assert isinstance(kwargs, dict)
+    return Call(
+        tuple(_make_value(value, generator, device) for value in args),
+        {name: _make_value(value, generator, device) for name, value in kwargs.items()},
+    )
+
+
+def _make_value(value: Mapping[str, object], generator: torch.Generator, device: torch.device) -> object:
+    if "dtype" not in value:
+        return value["value"]
+    dtype, shape = getattr(torch, str(value["dtype"])), value["shape"]
+    assert isinstance(dtype, torch.dtype)
+    assert isinstance(shape, list)
+    if "fill" in value:
+        fill = value["fill"]
+        assert isinstance(fill, int)
+        return torch.full(shape, fill, dtype=dtype, device=device)
+    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)

@@ -1,0 +1,87 @@
+"""The context z = g(y) (Eq. 3): what the network's own output says, as a vector the adapters can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Context:
+    """Describe g: what the context is made from, and its size.
+
+        z = W s + b        with s = y, softmax(y), or a submodule's output
+
+    Args:
+        dim: D, the size of z; at least 1.
+        source: "logits" for y, "probs" for softmax(y) over its last axis, or the dotted name of a submodule. Of a
+            submodule's output the mean over positions is taken, unless y itself has positions.
+        detach: Whether to stop gradients from flowing back through z into the step before.
+        map: Called with the number of features of s and with `dim`, returns the module that is g; None for the
+            affine map above. The module takes s (B, F) or (B, N, F) and returns z with `dim` in place of F.
+
+    Raises:
+        ValueError: `dim` is below 1.
+        TypeError: A field has another type.
+
+    Source:
+        Fein-Ashley, Contextual Backpropagation Loops, Eq. 3; the affine map of the logits is its released code's.
+
+    Example:
+        >>> Context(dim=64, source="probs")
+        Context(dim=64, source='probs', detach=False, map=None)
+    """
+
+    dim: int = 64
+    source: str = "logits"
+    detach: bool = False
+    map: Callable[[int, int], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int):
+            raise TypeError(f"Context.dim must be a whole number, got {self.dim!r}.")
+        if self.dim < 1:
+            raise ValueError(f"Context.dim must be at least 1, got {self.dim}.")
+        if not isinstance(self.source, str):
+            raise TypeError(f'Context.source must be "logits", "probs" or a submodule\'s name, got {self.source!r}.')
+
+    @property
+    def module_name(self) -> str | None:
+        """Name of the submodule that z is made from, or None when it is made from y."""
+        return None if self.source in ("logits", "probs") else self.source
+
+
+class ContextMap(nn.Module):
+    """Compute z from y or from a submodule's output.
+
+    Args:
+        context: What to make it from.
+        features: F, the features of that source.
+        channel_dim: Which axis of the source they are on.
+        pool: Whether to take the mean over all other axes but the batch.
+    """
+
+    def __init__(self, context: Context, features: int, channel_dim: int, pool: bool) -> None:
+        super().__init__()
+        self.source = context.source
+        self.detach = context.detach
+        self.channel_dim = channel_dim
+        self.pool = pool
+        self.map = nn.Linear(features, context.dim) if context.map is None else context.map(features, context.dim)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Compute z (B, D) or (B, N, D)."""
+        if self.detach:
+            source = source.detach()
+        if self.source == "probs":
+            source = source.softmax(dim=-1)
+        if self.pool:
+            source = source.movedim(self.channel_dim, -1).flatten(1, -2).mean(dim=1)
+        z: Tensor = self.map(source)
+        return z
+
+    def extra_repr(self) -> str:
+        """Name the source."""
+        return f"source={self.source!r}, detach={self.detach}"

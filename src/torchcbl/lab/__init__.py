@@ -1,0 +1,1 @@
+"""The laboratory: data, training, arms, statistics, report and command line."""

@@ -1,0 +1,99 @@
+"""The loss over all steps (Eq. 9) and the weights lambda."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcbl.refinement import Refinement
+
+Weights = str | Sequence[float] | Tensor
+_GEOMETRIC_RATIO = 0.5
+
+
+def refinement_loss(
+    refinement: Refinement,
+    target: Tensor,
+    weights: Weights = "uniform",
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> Tensor:
+    """Sum the losses of all outputs, weighted.
+
+        L = sum_{tau=0}^{T} lambda_tau * criterion(y_tau, target)                 (Eq. 9)
+
+    Its gradients are those of backpropagation through time: all steps are in the graph.
+
+    Args:
+        refinement: What `net.refine(x)` returned: outputs y_0..y_T.
+        target: What `criterion` takes as its second argument; class indices (B,) for the default.
+        weights: "last" (only y_T), "uniform" (1 / (T + 1) each), "linear" (proportional to tau + 1), "geometric"
+            (each step twice the one before), or T + 1 numbers that sum to 1.
+        criterion: Any criterion(output, target) that returns a scalar tensor.
+
+    Returns:
+        The loss, a scalar tensor.
+
+    Raises:
+        ValueError: The weights' name is unknown, their number is not T + 1, or they do not sum to 1.
+
+    Source:
+        Fein-Ashley, Contextual Backpropagation Loops, Eq. 9.
+
+    Example:
+        >>> import torch
+        >>> y = torch.zeros(4, 10)
+        >>> loss = refinement_loss(Refinement((y, y, y)), torch.arange(4), weights="linear")
+        >>> round(loss.item(), 4)  # log 10
+        2.3026
+    """
+    lambdas = lambda_weights(weights, len(refinement.outputs) - 1)
+    terms = [
+        weight * criterion(output, target)
+        for weight, output in zip(lambdas, refinement.outputs, strict=True)
+        if weight != 0.0
+    ]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def lambda_weights(weights: Weights, steps: int) -> list[float]:
+    """Return lambda_0..lambda_T for T = `steps`; they sum to 1.
+
+    Raises:
+        ValueError: The name is unknown, their number is not T + 1, or they do not sum to 1.
+
+    Example:
+        >>> lambda_weights("linear", 2)
+        [0.16666666666666666, 0.3333333333333333, 0.5]
+    """
+    if isinstance(weights, str):
+        return _named(weights, steps)
+    values = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
+    if len(values) != steps + 1:
+        raise ValueError(
+            f"weights has {len(values)} numbers, expected {steps + 1}: one for each output y_0..y_{steps}."
+        )
+    if not math.isclose(sum(values), 1.0, abs_tol=1e-6):
+        raise ValueError(f"weights must sum to 1, got {values}, which sum to {sum(values):.6g}.")
+    return values
+
+
+def _named(name: str, steps: int) -> list[float]:
+    if name == "last":
+        raw = [0.0] * steps + [1.0]
+    elif name == "uniform":
+        raw = [1.0] * (steps + 1)
+    elif name == "linear":
+        raw = [tau + 1.0 for tau in range(steps + 1)]
+    elif name == "geometric":
+        raw = [_GEOMETRIC_RATIO ** (steps - tau) for tau in range(steps + 1)]
+    else:
+        raise ValueError(
+            f"weights must be 'last', 'uniform', 'linear', 'geometric' or {steps + 1} numbers, got {name!r}."
+        )
+    return [value / sum(raw) for value in raw]

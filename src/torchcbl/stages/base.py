@@ -1,0 +1,86 @@
+"""What every cut can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from torchcbl.calls import Call
+
+Visit = Callable[[int, Tensor], Tensor]
+"""Called as visit(l, raw) when site l has been computed; what it returns is the h^(l) the network goes on with."""
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """Step 0 of one call: y_0 = F(x) and what the later steps need of it.
+
+    Args:
+        output: y_0.
+        source: What the context is made from when that is a submodule's output, else None.
+        states: h_0^(l), the sites' outputs from the lowest to the highest.
+        carry: Whatever the cut keeps for its reruns; belongs to this call alone.
+    """
+
+    output: Tensor
+    source: Tensor | None
+    states: tuple[Tensor, ...]
+    carry: object
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a backbone is to be cut: plain data, from which the cut can be made again after a copy or a pickle.
+
+    Args:
+        kind: "traced" or "replayed".
+        sites: Site names in execution order.
+        start: Index of the lowest site that a step visits.
+        pattern: Number of positional arguments and names of keyword arguments of a call.
+        source: Name of the submodule the context is made from, or None.
+        writes: Names of values that are written in place after they have been kept, with the writers' names.
+        reason: Why the backbone could not be traced; empty for a traced cut.
+    """
+
+    kind: str
+    sites: tuple[str, ...]
+    start: int
+    pattern: tuple[int, tuple[str, ...]]
+    source: str | None = None
+    writes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Cut(ABC):
+    """A backbone cut at its sites."""
+
+    @abstractmethod
+    def replayed_modules(self) -> dict[str, nn.Module]:
+        """Return the modules that run again at every step, by name."""
+
+    @abstractmethod
+    def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
+        """Run an example and find what is written in place after it was kept, for `Plan.writes`."""
+
+    @abstractmethod
+    def first(self, call: Call) -> FirstPass:
+        """Run the whole backbone once (step 0) and keep what `rerun` needs."""
+
+    @abstractmethod
+    def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
+        """Run from the plan's start site to the output again.
+
+        Sites are visited from the lowest to the highest; at the start site, and at any site that none of the visited
+        ones feeds, `raw` is what the first pass computed.
+
+        Args:
+            first: What `first` returned for this call.
+            visit: Given (l, f^l of the states returned so far), returns the state the network goes on with.
+            step: tau >= 1, which tells batch norms their statistics.
+
+        Returns:
+            The new output, and the new context source (None when the context comes from the output).
+        """

@@ -1,0 +1,354 @@
+"""The replayed cut: the backbone's own forward is called again, and what lies below the start site is not.
+
+During step 0 a tape notes what is returned by every module and every torch function that finishes before the start
+site. In a rerun the same calls come in the same order and are answered from the tape, so nothing below the site is
+computed again; from the site on, everything runs. The state of one call lives in a `_Run` of its own thread; the
+modules carry an interceptor only while some thread is inside such a call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from torchcbl.calls import Call
+from torchcbl.stages.base import Cut, FirstPass, Plan, Visit
+from torchcbl.step_norm import StepNorm
+
+Function = Callable[..., object]
+
+
+class ReplayedCut(Cut):
+    """Call the backbone again, answering from a tape whatever finished before the start site.
+
+    Args:
+        backbone: The network.
+        plan: Sites in execution order, and where reruns start.
+        step_norm: What batch norms after the start site do at later steps; None leaves them as they are.
+        copy_all: Keep copies of everything, as when nothing is known about writes in place.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, plan: Plan, step_norm: StepNorm | None = None, copy_all: bool = False
+    ) -> None:
+        self.backbone = backbone
+        self.plan = plan
+        self.step_norm = step_norm
+        self.copy_all = copy_all
+        self.ranks = {backbone.get_submodule(name): rank for rank, name in enumerate(plan.sites)}
+        self.source = None if plan.source is None else backbone.get_submodule(plan.source)
+        self.names = {module: name for name, module in backbone.named_modules()}
+        start = plan.sites[plan.start]
+        above = {start[:end] for end in range(len(start)) if start[end] == "."} | {""}
+        self.intercepted = [module for module, name in self.names.items() if name not in above]
+        self._replayed: dict[str, nn.Module] = {}
+
+    def replayed_modules(self) -> dict[str, nn.Module]:
+        """Return the modules that ran after the start site; known once `find_writes` has run."""
+        return self._replayed
+
+    def copies(self, key: str) -> bool:
+        """Say whether a kept value is written in place later, so that a copy must be kept."""
+        return self.copy_all or key in self.plan.writes
+
+    def first(self, call: Call) -> FirstPass:
+        """Run step 0; see `Cut.first`."""
+        run = _Run(self)
+        output = run.execute(call)
+        return FirstPass(output, run.source, run.ordered_states(), _Carry(call, run.tape, run.masks))
+
+    def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
+        """Run from the start site on; see `Cut.rerun`."""
+        carry = first.carry
+        assert isinstance(carry, _Carry)
+        run = _Run(self, carry, visit, step, first.states)
+        output = run.execute(carry.call)
+        source = run.source if run.source is not None else first.source
+        return output, source
+
+    def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
+        """Run an example and find what is written in place after it was kept; see `Cut.find_writes`."""
+        run = _Run(self)
+        run.watch = {}
+        run.execute(call)
+        self._replayed = run.ran_after
+        return {key: () for key, (value, before) in run.watch.items() if _versions(value) != before}
+
+
+@dataclass(frozen=True)
+class _Carry:
+    call: Call
+    tape: list[object]
+    masks: list[Tensor]
+
+
+@dataclass
+class _Run:
+    """One pass through the backbone: step 0 when `carry` is None, else a rerun."""
+
+    cut: ReplayedCut
+    carry: _Carry | None = None
+    visit: Visit | None = None
+    step: int = 0
+    raw: Sequence[Tensor] = ()
+    tape: list[object] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    states: dict[int, Tensor] = field(default_factory=dict)
+    source: Tensor | None = None
+    watch: dict[str, tuple[object, list[int]]] | None = None
+    ran_after: dict[str, nn.Module] = field(default_factory=dict)
+    passed: bool = False  # the start site has finished
+    inside: int = 0  # depth of modules whose inner calls are not taped one by one
+    position: int = 0  # in the tape, of a rerun
+    masks_used: int = 0
+
+    def execute(self, call: Call) -> Tensor:
+        """Call the backbone with interceptors in place."""
+        with _intercepting(self.cut.intercepted), _activated(self), _FunctionMode(self):
+            output = call.run(self.cut.backbone)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"{type(self.cut.backbone).__name__} returned {type(output).__name__}, expected one tensor: wrap it "
+                "in a module that returns the logits."
+            )
+        if not self.passed:
+            raise RuntimeError(self._lost("finished without running its lowest site"))
+        return output
+
+    def ordered_states(self) -> tuple[Tensor, ...]:
+        """h_0^(l) from the lowest site to the highest."""
+        missing = [name for rank, name in enumerate(self.cut.plan.sites) if rank not in self.states]
+        if missing:
+            raise RuntimeError(self._lost(f"did not run site '{missing[0]}'"))
+        return tuple(self.states[rank] for rank in range(len(self.states)))
+
+    def call_module(
+        self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Answer a call of a submodule."""
+        if not self.passed:
+            if module is self._start_site() and not self.inside:
+                return self._finish_start(forward, args, kwargs)
+            if self.carry is not None:
+                return self._note_source(module, self._next_from_tape(module))
+            return self._note_source(module, self._record_module(module, forward, args, kwargs))
+        self.ran_after[self.cut.names[module]] = module
+        if self.step and isinstance(module, _BatchNorm) and self.cut.step_norm is not None:
+            output: object = self.cut.step_norm(self.cut.names[module], module, *args, self.step)
+        else:
+            output = forward(*args, **kwargs)
+        rank = self.cut.ranks.get(module)
+        if rank is not None:
+            output = self._finish_site(rank, output)
+        return self._note_source(module, output)
+
+    def call_function(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Answer a call of a torch function."""
+        if self.inside or function in _NEVER_TAPED:
+            return function(*args, **kwargs)
+        if self.passed:
+            return self._dropout(function, args, kwargs) if function in _DROPOUTS else function(*args, **kwargs)
+        if self.carry is not None:
+            return self._next_from_tape(function)
+        output = function(*args, **kwargs)
+        self.tape.append(output)
+        return output
+
+    def _start_site(self) -> nn.Module:
+        return self.cut.backbone.get_submodule(self.cut.plan.sites[self.cut.plan.start])
+
+    def _finish_start(self, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        start = self.cut.plan.start
+        if self.carry is not None:
+            if self.position != len(self.carry.tape):
+                raise RuntimeError(self._lost("reached its lowest site by another path"))
+            self.passed = True
+            return self._finish_site(start, self.raw[start])
+        self.inside += 1
+        output = forward(*args, **kwargs)
+        self.inside -= 1
+        self.passed = True
+        if self.watch is not None:
+            self.watch.update({f"tape {i}": (value, _versions(value)) for i, value in enumerate(self.tape)})
+        self.tape = [
+            self._copy(value) if self.cut.copies(f"tape {index}") else value for index, value in enumerate(self.tape)
+        ]
+        return self._finish_site(start, output)
+
+    def _finish_site(self, rank: int, output: object) -> object:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"site '{self.cut.plan.sites[rank]}' returned {type(output).__name__}, expected one tensor."
+            )
+        if rank in self.states:
+            raise RuntimeError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' twice"))
+        copies = self.cut.copies(f"site {rank}")
+        if self.watch is not None:
+            self.watch[f"site {rank}"] = (output, _versions(output))
+        if self.visit is None or rank < self.cut.plan.start:
+            kept = self._copy(output) if copies else output
+            assert isinstance(kept, Tensor)
+            self.states[rank] = kept
+            return output
+        self.inside += 1  # the adapter's own calls are none of the backbone's
+        self.states[rank] = state = self.visit(rank, output)
+        self.inside -= 1
+        return self._copy(state) if copies else state
+
+    def _record_module(
+        self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        self.inside += 1
+        output = forward(*args, **kwargs)
+        self.inside -= 1
+        rank = self.cut.ranks.get(module)
+        if rank is not None:
+            output = self._finish_site(rank, output)
+        if not self.inside:
+            self.tape.append(output)
+        return output
+
+    def _note_source(self, module: nn.Module, output: object) -> object:
+        if module is self.cut.source:
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"context source '{self.cut.plan.source}' returned {type(output).__name__}, expected a tensor."
+                )
+            self.source = output
+        return output
+
+    def _next_from_tape(self, caller: object) -> object:
+        assert self.carry is not None
+        if self.position >= len(self.carry.tape):
+            raise RuntimeError(
+                self._lost(f"called {getattr(caller, '__name__', type(caller).__name__)} where it did not before")
+            )
+        value = self.carry.tape[self.position]
+        copies = self.cut.copies(f"tape {self.position}")
+        self.position += 1
+        return self._copy(value) if copies else value
+
+    def _copy(self, value: object) -> object:
+        """Copy every tensor in a value; this is none of the backbone's calls, so it must not meet the tape."""
+        self.inside += 1
+        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+        self.inside -= 1
+        return copied
+
+    def _dropout(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Draw a mask at step 0 and use it again at the later steps."""
+        bound = _DROPOUT_SIGNATURE.bind(*args, **kwargs)
+        bound.apply_defaults()
+        x, p, training, inplace = bound.args
+        if not training or p == 0.0:
+            return x
+        if self.carry is None:
+            mask = function(torch.ones_like(x), p, True)
+            assert isinstance(mask, Tensor)
+            self.masks.append(mask)
+        else:
+            if self.masks_used >= len(self.carry.masks):
+                raise RuntimeError(self._lost("dropped out more often than before"))
+            mask = self.carry.masks[self.masks_used]
+            self.masks_used += 1
+        return x.mul_(mask) if inplace else x * mask
+
+    def _lost(self, what: str) -> str:
+        return (
+            f"in a replay {type(self.cut.backbone).__name__} {what}: its forward must take the same path at every "
+            "step, so choose sites where it does, or wrap a part of it that does."
+        )
+
+
+_NEVER_TAPED: set[object] = {torch._C._set_grad_enabled}
+_DROPOUTS: set[object] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
+
+
+_DROPOUT_SIGNATURE = inspect.signature(F.dropout)  # that of the others too
+
+
+def _versions(value: object) -> list[int]:
+    return [leaf._version for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+class _FunctionMode(TorchFunctionMode):
+    """Hand every torch function of this thread to the run."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        return self.run.call_function(func, args, dict(kwargs or {}))
+
+
+_thread = threading.local()
+_lock = threading.Lock()
+_users: dict[nn.Module, int] = {}
+
+
+@contextmanager
+def _activated(run: _Run) -> Iterator[None]:
+    outer = getattr(_thread, "run", None)
+    _thread.run = run
+    try:
+        yield
+    finally:
+        _thread.run = outer
+
+
+@contextmanager
+def _intercepting(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Give modules an interceptor for as long as some thread needs it; calls of other threads pass through."""
+    with _lock:
+        for module in modules:
+            if _users.setdefault(module, 0) == 0:
+                module.__dict__["forward"] = _Interceptor(module, module.__dict__.get("forward"))
+            _users[module] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                _users[module] -= 1
+                if _users[module] == 0:
+                    del _users[module]
+                    module.__dict__["forward"].restore()
+
+
+class _Interceptor:
+    """Stands in for a module's `forward` and asks the thread's run, if there is one that knows the module."""
+
+    def __init__(self, module: nn.Module, replaced: object) -> None:
+        self.module = module
+        self.replaced = replaced
+        self.forward: Function = module.forward
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        run: _Run | None = getattr(_thread, "run", None)
+        if run is None or self.module not in run.cut.names:
+            return self.forward(*args, **kwargs)
+        return run.call_module(self.module, self.forward, args, kwargs)
+
+    def restore(self) -> None:
+        """Give the module back the forward it had."""
+        if self.replaced is None:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.__dict__["forward"] = self.replaced

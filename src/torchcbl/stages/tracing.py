@@ -1,0 +1,121 @@
+"""Following a backbone with torch.fx, and saying why when that cannot be trusted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+
+from torchcbl.step_norm import can_hold, is_dropout
+
+
+class NotTraceable(Exception):  # noqa: N818  (a finding that leads to the other cut, not a user's error)
+    """The backbone cannot be traced faithfully; the message says why."""
+
+
+class SiteTracer(fx.Tracer):
+    """A tracer that notes which node is the output of each submodule, also of those it looks into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, object] = {}
+
+    def call_module(self, m: nn.Module, forward: object, args: object, kwargs: object) -> object:
+        """Trace a submodule and note its output by its dotted name."""
+        output = super().call_module(m, forward, args, kwargs)  # type: ignore[arg-type]
+        self.outputs[self.path_of_module(m)] = output
+        return output
+
+
+def trace(
+    backbone: nn.Module, pattern: tuple[int, tuple[str, ...]], names: Sequence[str]
+) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """Trace the backbone as it is called with so many positional and these keyword arguments, all of them tensors.
+
+    Returns:
+        The graph, and the node that is each named submodule's output.
+
+    Raises:
+        NotTraceable: torch.fx cannot follow the model, or what it saw may differ from what the model does: other code
+            in train and eval mode, tensors made inside, hooks, dropout whose mask cannot be held, or a compiled part.
+    """
+    _check_modules(backbone)
+    arguments = _check_arguments(backbone, pattern)
+    graphs = {mode: _trace_in_mode(backbone, arguments, mode) for mode in (True, False)}
+    training, evaluation = (_listing(graph) for graph, _ in graphs.values())
+    if training != evaluation:
+        raise NotTraceable("its forward does other things in train mode than in eval mode")
+    graph, outputs = graphs[False]
+    _check_graph(graph, backbone)
+    nodes: dict[str, fx.Node] = {}
+    for name in names:
+        proxy = outputs.get(name)
+        if not isinstance(proxy, fx.Proxy):
+            raise NotTraceable(f"'{name}' does not show up as one tensor in the traced graph")
+        nodes[name] = proxy.node
+    return graph, nodes
+
+
+def _check_modules(backbone: nn.Module) -> None:
+    for name, module in backbone.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise NotTraceable(f"'{name}' has forward hooks")
+        if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+            raise NotTraceable(f"'{name}' is compiled or scripted")
+        if is_dropout(module) and not can_hold(module):
+            raise NotTraceable(f"the mask of '{name}' cannot be held as a factor")
+        if _drops_inside(module):
+            raise NotTraceable(f"'{name}' drops out inside, where no mask can be held")
+
+
+def _drops_inside(module: nn.Module) -> bool:
+    """Say whether a module of torch's that tracing does not look into (attention, LSTM) has dropout of its own."""
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    if not type(module).__module__.startswith("torch.nn") or isinstance(module, containers) or is_dropout(module):
+        return False
+    own = getattr(module, "dropout", 0.0)
+    return (isinstance(own, float) and own > 0) or any(is_dropout(part) for part in module.modules())
+
+
+def _check_arguments(backbone: nn.Module, pattern: tuple[int, tuple[str, ...]]) -> dict[str, object]:
+    """Return the arguments that are left at their defaults."""
+    parameters = inspect.signature(backbone.forward).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        raise NotTraceable("its forward takes *args or **kwargs")
+    given = {*list(parameters)[: pattern[0]], *pattern[1]}
+    return {name: parameter.default for name, parameter in parameters.items() if name not in given}
+
+
+def _trace_in_mode(
+    backbone: nn.Module, defaults: dict[str, object], training: bool
+) -> tuple[fx.Graph, dict[str, object]]:
+    modes = [(module, module.training) for module in backbone.modules()]
+    tracer = SiteTracer()
+    try:
+        backbone.train(training)
+        graph = tracer.trace(backbone, concrete_args=defaults or None)
+    except Exception as error:  # tracing runs the user's forward on proxies: anything can come out of it
+        raise NotTraceable(f"torch.fx: {str(error).strip().splitlines()[0] if str(error) else error!r}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return graph, tracer.outputs
+
+
+def _listing(graph: fx.Graph) -> list[tuple[str, str, str, str]]:
+    return [(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.nodes]
+
+
+def _check_graph(graph: fx.Graph, backbone: nn.Module) -> None:
+    known = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in backbone.named_buffers(remove_duplicate=False)}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in known:
+            raise NotTraceable("its forward makes tensors of its own")
+        if node.op == "call_function" and "dropout" in getattr(node.target, "__name__", ""):
+            raise NotTraceable("its forward calls a dropout function")
+        if node.op == "output" and not isinstance(node.args[0], fx.Node):
+            raise NotTraceable("its output is not one tensor")

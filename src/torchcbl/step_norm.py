@@ -1,0 +1,144 @@
+"""Batch norm and dropout across the steps of one call.
+
+Step 0 is the backbone itself. In the steps after it the replayed part sees other activations, so each step keeps
+batch statistics of its own (as CORnet-S, Kubilius et al. 2019, arXiv 1909.06161, and BLT nets, Spoerer et al. 2020,
+do), while the affine weights are shared. Dropout masks are drawn once, at step 0, and held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+StepNormMode = Literal["per_step", "shared", "frozen", "shared_tracked"]
+STEP_NORM_MODES: tuple[str, ...] = get_args(StepNormMode)
+
+
+class StepStatistics(nn.Module):
+    """Hold the running mean and variance of one batch norm for the steps 1..T.
+
+    A step that has never been trained uses the backbone's own statistics, so that a loop put around a pretrained
+    network starts as that network. Steps beyond T use those of step T.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: _BatchNorm, steps: int) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.register_buffer("running_mean", norm.running_mean.detach().repeat(steps, 1))
+        self.register_buffer("running_var", norm.running_var.detach().repeat(steps, 1))
+        counts = torch.zeros(steps, dtype=torch.long, device=norm.running_mean.device)
+        self.register_buffer("num_batches_tracked", counts)
+
+    def forward(self, norm: _BatchNorm, x: Tensor, step: int) -> Tensor:
+        """Normalise x (B, C, ...) at step tau >= 1 with the affine weights of `norm`."""
+        row = min(step, len(self.running_mean)) - 1
+        mean, var, count = self.running_mean[row], self.running_var[row], self.num_batches_tracked[row]
+        if norm.training:
+            count += 1
+            momentum = 1.0 / float(count) if norm.momentum is None else norm.momentum
+            return F.batch_norm(x, mean, var, norm.weight, norm.bias, True, momentum, norm.eps)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean = torch.where(count > 0, mean, norm.running_mean)
+        var = torch.where(count > 0, var, norm.running_var)
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+class StepNorm(nn.Module):
+    """Say how each batch norm of the replayed part normalises at the steps tau >= 1.
+
+    Args:
+        norms: The batch norms of the replayed part by name.
+        mode: "per_step": statistics of each step's own. "shared": one set, fed by step 0 alone; in training the
+            later steps normalise by their batch and feed nothing. "frozen": the later steps always use the running
+            statistics of step 0. "shared_tracked": one set, fed by all steps, which is what calling the modules
+            again without further thought does.
+        steps: T, how many sets "per_step" keeps.
+    """
+
+    def __init__(self, norms: dict[str, _BatchNorm], mode: StepNormMode, steps: int) -> None:
+        super().__init__()
+        self.mode = mode
+        tracked = {name: norm for name, norm in norms.items() if norm.running_mean is not None}
+        kept = tracked if mode == "per_step" and steps > 0 else {}
+        for name, norm in tracked.items():
+            if isinstance(norm, nn.SyncBatchNorm) and mode in ("per_step", "shared"):
+                raise ValueError(
+                    f"'{name}' is a SyncBatchNorm, whose statistics per step are not supported: pass "
+                    'step_norm="frozen" or "shared_tracked".'
+                )
+        self.statistics = nn.ModuleDict(
+            {name.replace(".", "/"): StepStatistics(norm, steps) for name, norm in kept.items()}
+        )
+
+    def forward(self, name: str, norm: _BatchNorm, x: Tensor, step: int) -> Tensor:
+        """Normalise x (B, C, ...) with the batch norm called `name` at step tau >= 1."""
+        key = name.replace(".", "/")
+        if key in self.statistics:
+            normalised: Tensor = self.statistics[key](norm, x, step)
+            return normalised
+        if norm.running_mean is None or self.mode == "shared_tracked":
+            return norm.forward(x)
+        if self.mode == "frozen":
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        if norm.training:
+            return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        return norm.forward(x)
+
+
+def batch_norms(named: Iterable[tuple[str, nn.Module]]) -> dict[str, _BatchNorm]:
+    """Pick the batch norms out of named modules."""
+    return {name: module for name, module in named if isinstance(module, _BatchNorm)}
+
+
+def choose_step_norm(mode: str | None, norms: dict[str, _BatchNorm], steps: int) -> StepNorm:
+    """Check `step_norm` and build it; None means "per_step".
+
+    Raises:
+        ValueError: The mode is unknown.
+    """
+    if mode is not None and mode not in STEP_NORM_MODES:
+        raise ValueError(f"step_norm must be one of {', '.join(map(repr, STEP_NORM_MODES))}, got {mode!r}.")
+    return StepNorm(norms, "per_step" if mode is None else mode, steps)  # type: ignore[arg-type]
+
+
+_MULTIPLICATIVE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Say whether a module is one of torch's dropouts, whose mask is held over the steps."""
+    return isinstance(module, _DropoutNd)
+
+
+def can_hold(module: nn.Module) -> bool:
+    """Say whether a dropout's mask is a factor, so that it can be held (alpha dropout's is not)."""
+    return isinstance(module, _MULTIPLICATIVE)
+
+
+def draw_mask(dropout: nn.Module, x: Tensor) -> Tensor | None:
+    """Draw a dropout's mask for x (0 or 1/(1-p), x's shape), or None in eval mode.
+
+    It takes from the random generator just what the dropout itself would, and x * mask is bit for bit its output.
+    """
+    assert isinstance(dropout, _DropoutNd)
+    if not dropout.training or dropout.p == 0.0:
+        return None
+    ones = torch.ones_like(x, requires_grad=False)
+    mask: Tensor = dropout.forward(ones)
+    return mask
+
+
+def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Multiply by a held dropout mask; None leaves x as it is."""
+    return x if mask is None else x * mask

@@ -1,0 +1,247 @@
+"""The behavioural checklist, over every adapter x schedule x backbone (and both cuts)."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from backbones import CASES, Case
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import torchcbl as cbl
+from torchcbl.adapters import ADAPTERS
+from torchcbl.schedules import SCHEDULES
+
+KINDS = [(name, cut) for name, case in CASES.items() for cut in dict.fromkeys((case.cut, "replayed"))]
+
+
+@pytest.fixture(params=sorted(ADAPTERS))
+def adapter(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=sorted(SCHEDULES))
+def schedule(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def kind(request: pytest.FixtureRequest) -> tuple[Case, str]:
+    name, cut = request.param
+    return CASES[name], cut
+
+
+def build(case: Case, cut: str, **options: object) -> cbl.ContextLoop:
+    torch.manual_seed(3)
+    settings = {"steps": 3, "context": cbl.Context(dim=5), "allow_dead": True, **options}
+    return cbl.ContextLoop(case.build(), case.sites, case.example(), cut=cut, **settings)  # type: ignore[arg-type]
+
+
+def awaken(net: cbl.ContextLoop) -> None:
+    """Move the adapters away from the identity."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in net.adapters.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_family(kind: tuple[Case, str], adapter: str, schedule: str, alpha: float) -> None:
+    case, cut = kind
+    net = build(case, cut, adapter=adapter, schedule=schedule, alpha=alpha)
+    backbone = copy.deepcopy(net.backbone).eval()
+    x = case.example()
+    assert net.plan.kind == cut
+
+    net.eval()
+    reference = backbone(x)
+    for steps in (0, 1, 2, 5):
+        for output in net.refine(x, steps=steps).outputs:
+            assert torch.equal(output, reference), "the identity start changes the output"
+
+    awaken(net)
+    outputs = net.refine(x).outputs
+    assert torch.equal(outputs[0], reference)
+    assert not torch.equal(outputs[-1], reference), "awake adapters leave the output as it was"
+    assert torch.equal(net(x), outputs[-1])
+    assert torch.equal(net.refine(x, steps=0).output, reference)
+
+    live = [found.live for found in net.audit().adapters]
+    assert live == [schedule != "literal"] * (len(live) - 1) + [True]
+
+    net.train()
+    loss = cbl.refinement_loss(net.refine(x), _target(outputs[0]), criterion=_cross_entropy)
+    loss.backward()
+    for is_live, module in zip(live, net.adapters.values(), strict=True):
+        moved = any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+        assert moved == is_live, "the audit and the gradient disagree"
+    assert all(p.grad is not None for p in net.backbone.parameters())
+
+
+def _target(output: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(output.shape[:-1], dtype=torch.long)
+
+
+def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
+
+
+def test_both_cuts_agree(schedule: str) -> None:
+    for name in ("mlp", "residual", "inside-a-block", "sequential", "skip-across", "positions"):
+        results = []
+        for cut in ("traced", "replayed"):
+            net = build(CASES[name], cut, schedule=schedule, alpha=0.2)
+            awaken(net)
+            net.train()
+            torch.manual_seed(11)  # dropout draws the same masks
+            r = net.refine(CASES[name].example())
+            grads = torch.autograd.grad(r.output.square().sum(), list(net.backbone.parameters()), allow_unused=True)
+            results.append([*r.outputs, r.residuals, *(g for g in grads if g is not None), *net.buffers()])
+        assert len(results[0]) == len(results[1])
+        for traced, replayed in zip(*results, strict=True):
+            torch.testing.assert_close(traced, replayed, rtol=0, atol=1e-6, msg=name)
+
+
+def test_copies_answer_alike(kind: tuple[Case, str], schedule: str, tmp_path: Path) -> None:
+    case, cut = kind
+    net = build(case, cut, schedule=schedule)
+    awaken(net)
+    net.eval()
+    x = case.example()
+    expected = net(x)
+    net.save(str(tmp_path / "whole"), include_backbone=True)
+    copies = {
+        "deepcopy": copy.deepcopy(net),
+        "pickle": pickle.loads(pickle.dumps(net)),
+        "load": cbl.load(str(tmp_path / "whole"), case.build().eval()),
+    }
+    for how, twin in copies.items():
+        assert torch.equal(twin(x), expected), how
+        with torch.no_grad():
+            next(twin.backbone.parameters()).add_(1.0)
+        assert torch.equal(net(x), expected), f"{how} shares weights with the original"
+        assert not torch.equal(twin(x), expected), f"{how} does not run its own backbone"
+
+
+def test_samples_are_independent(kind: tuple[Case, str], schedule: str) -> None:
+    case, cut = kind
+    net = build(case, cut, schedule=schedule)
+    awaken(net)
+    net.eval()
+    x = case.example(batch=4)
+    together = net.refine(x)
+    for index in range(4):
+        alone = net.refine(x[index : index + 1])
+        torch.testing.assert_close(alone.output[0], together.output[index], rtol=1e-5, atol=1e-6)
+    x[2] = float("nan")
+    spoiled = net.refine(x)
+    others = [0, 1, 3]
+    assert torch.equal(spoiled.output[others], together.output[others])
+    assert [int(s) == cbl.Status.non_finite for s in spoiled.status] == [False, False, True, False]
+
+
+def test_the_prefix_runs_once(kind: tuple[Case, str]) -> None:
+    case, cut = kind
+    net = build(case, cut).eval()
+    x = case.example()
+    audit = net.audit(x)
+    share = audit.flops_step / audit.flops_first
+    assert 0 < share
+    added = sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Linear)) - sum(
+        m.weight.numel() for m in net.backbone.modules() if isinstance(m, nn.Linear)
+    )
+    below = _flops_up_to_first_site(net, x)
+    for steps in (0, 1, 4):
+        with FlopCounterMode(display=False) as counter:
+            net.refine(x, steps=steps)
+        total = counter.get_total_flops() / len(x)
+        assert total == pytest.approx(audit.flops_first * (1 + steps * share), rel=0.01)
+        positions = case.shape[0] if case.build.__name__ == "Positions" else 1
+        by_hand = audit.flops_first + steps * (audit.flops_first - below + 2 * added * positions)
+        assert total == pytest.approx(by_hand, rel=0.01)
+
+
+def _flops_up_to_first_site(net: cbl.ContextLoop, x: torch.Tensor) -> float:
+    """FLOPs of all that no site feeds, counted by stopping the backbone at each site in turn."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StopError
+
+    first = net.backbone.get_submodule(net.sites[0].name)
+    handle = first.register_forward_hook(stop)
+    with FlopCounterMode(display=False) as counter, pytest.raises(StopError):
+        net.backbone(x)
+    handle.remove()
+    parallel = any(site.name == "right" for site in net.sites)  # a branch that no site feeds, and that a replay
+    beside = 2 * 6 * 8 if parallel and net.plan.kind == "traced" else 0  # runs again, since it comes after the site
+    return counter.get_total_flops() / len(x) + beside
+
+
+def test_threads_may_share_a_net(kind: tuple[Case, str]) -> None:
+    case, cut = kind
+    net = build(case, cut)
+    awaken(net)
+    net.eval()
+    inputs = [case.example() + shift for shift in range(4)]
+    expected = [(net(x), net.backbone(x)) for x in inputs]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(15):
+            with torch.no_grad():
+                if not torch.equal(net(inputs[index]), expected[index][0]):
+                    wrong.append(f"net, input {index}")
+                if not torch.equal(net.backbone(inputs[index]), expected[index][1]):
+                    wrong.append(f"backbone, input {index}")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert not any("forward" in vars(module) for module in net.backbone.modules()), "an interceptor was left behind"
+
+
+def test_backbone_is_untouched(kind: tuple[Case, str], schedule: str) -> None:
+    case, cut = kind
+    torch.manual_seed(3)
+    backbone = case.build().train()
+    before = copy.deepcopy(backbone.state_dict())
+    random_state = torch.get_rng_state()
+    parameters = list(backbone.parameters())
+    net = cbl.ContextLoop(backbone, case.sites, case.example(), schedule=schedule, cut=cut, allow_dead=True)
+    torch.set_rng_state(random_state)
+    net.audit()
+    assert torch.equal(torch.get_rng_state(), random_state), "the audit draws random numbers"
+    after = backbone.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [id(p) for p in backbone.parameters()] == [id(p) for p in parameters]
+    assert all(p.grad is None for p in net.parameters())
+    assert all(module.training for module in net.modules())
+    assert not any(module._forward_hooks for module in backbone.modules())
+
+
+def test_train_and_eval_differ_where_they_should() -> None:
+    net = build(CASES["residual"], "traced")
+    x = CASES["residual"].example()
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    net.train()
+    assert not torch.equal(net(x), net(x)), "dropout is off in train mode"
+
+
+def test_repr_tells_what_matters(kind: tuple[Case, str], adapter: str) -> None:
+    case, cut = kind
+    text = repr(build(case, cut, adapter=adapter))
+    for part in (*case.sites, ADAPTERS[adapter].__name__, "live", "FLOPs per sample", "added", cut):
+        assert part in text
