@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones import CASES, Case
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchcbl as cbl
+from backbones import CASES, Case
 from torchcbl.adapters import ADAPTERS
 from torchcbl.schedules import SCHEDULES
 
@@ -151,7 +151,7 @@ def test_the_prefix_runs_once(kind: tuple[Case, str]) -> None:
     x = case.example()
     audit = net.audit(x)
     share = audit.flops_step / audit.flops_first
-    assert 0 < share
+    assert share > 0
     added = sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Linear)) - sum(
         m.weight.numel() for m in net.backbone.modules() if isinstance(m, nn.Linear)
     )

@@ -17,6 +17,7 @@ from torchcbl.schedules import Psi, State, find_schedule
 from torchcbl.site import Site, build_sites, match_names, not_found
 from torchcbl.stages import Cut, Plan, choose_plan, make_cut
 from torchcbl.stages.replayed import ReplayedCut
+from torchcbl.stages.traced import TracedCut
 from torchcbl.step_norm import batch_norms, choose_step_norm
 
 
@@ -203,14 +204,21 @@ class ContextLoop(nn.Module):
         return outputs, residuals
 
     def _cut_for(self, call: Call) -> Cut:
-        """The planned cut; the replayed one for a call of another form than the example's."""
+        """The planned cut; the replayed one where the call has another form, or hooks came that a trace would miss."""
         planned = call.pattern() == self.plan.pattern and all(isinstance(v, Tensor) for v in call.values())
-        kind = self.plan.kind if planned else "replayed"
+        cut = self._cut(self.plan.kind if planned else "replayed")
+        if not torch.compiler.is_compiling():
+            cut.check_tree()
+            if isinstance(cut, TracedCut) and cut.has_hooks():
+                return self._cut("replayed")
+        return cut
+
+    def _cut(self, kind: str) -> Cut:
         if kind not in self._cuts:
             if kind == self.plan.kind:
                 self._cuts[kind] = make_cut(self.backbone, self.plan, self.step_norm)
             else:
-                plan = replace(self.plan, kind="replayed", writes={})
+                plan = replace(self.plan, kind=kind, writes={})
                 self._cuts[kind] = ReplayedCut(self.backbone, plan, self.step_norm, copy_all=True)
         return self._cuts[kind]
 

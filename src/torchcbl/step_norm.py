@@ -89,12 +89,12 @@ class StepNorm(nn.Module):
             normalised: Tensor = self.statistics[key](norm, x, step)
             return normalised
         if norm.running_mean is None or self.mode == "shared_tracked":
-            return norm.forward(x)
+            return type(norm).forward(norm, x)  # past any stand-in for the instance's forward
         if self.mode == "frozen":
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
         if norm.training:
             return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-        return norm.forward(x)
+        return type(norm).forward(norm, x)  # past any stand-in for the instance's forward
 
 
 def batch_norms(named: Iterable[tuple[str, nn.Module]]) -> dict[str, _BatchNorm]:

@@ -250,16 +250,16 @@ def _check(what: str, expected: Inventory, found: Inventory, digests: bool) -> N
     """Refuse what differs, by name."""
     differences = [f"'{name}' is missing" for name in expected if name not in found]
     differences += [f"'{name}' is not in the save" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
+    values = []
+    for name in (name for name in expected if name in found):
         (dtype, shape, digest), (dtype_found, shape_found, digest_found) = expected[name], found[name]
         if (dtype, shape) != (dtype_found, shape_found):
             differences.append(f"'{name}' is {dtype_found} {shape_found}, expected {dtype} {shape}")
         elif digests and digest != digest_found:
-            differences.append(f"'{name}' has other values")
+            values.append(f"'{name}' has other values")
+    differences += values
     if differences:
-        shown = "; ".join(sorted(differences)[:5]) + (
-            f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        )
+        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ValueError(
             f"{what} differs from what was saved: {shown}. Load with the same architecture and weights, or save with "
             "include_backbone=True."

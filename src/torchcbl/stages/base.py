@@ -55,7 +55,34 @@ class Plan:
 
 
 class Cut(ABC):
-    """A backbone cut at its sites."""
+    """A backbone cut at its sites.
+
+    Args:
+        backbone: The network; its modules are used, not copied.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.backbone = backbone
+        self._tree = [(parent, name, child) for parent in backbone.modules() for name, child in parent._modules.items()]
+
+    def check_tree(self) -> None:
+        """Refuse to run a backbone whose submodules were replaced after it was cut.
+
+        Raises:
+            RuntimeError: A submodule was replaced or removed.
+        """
+        for parent, name, child in self._tree:
+            if parent._modules.get(name) is not child:
+                raise RuntimeError(
+                    f"submodule '{name}' of {type(parent).__name__} was replaced after the loop was built, which would "
+                    "go on with the old one: build the ContextLoop again."
+                )
+
+    def has_hooks(self) -> bool:
+        """Say whether a submodule has forward hooks now."""
+        return any(
+            module is not None and (module._forward_hooks or module._forward_pre_hooks) for _, _, module in self._tree
+        )
 
     @abstractmethod
     def replayed_modules(self) -> dict[str, nn.Module]:

@@ -8,7 +8,9 @@ modules carry an interceptor only while some thread is inside such a call.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ class ReplayedCut(Cut):
     def __init__(
         self, backbone: nn.Module, plan: Plan, step_norm: StepNorm | None = None, copy_all: bool = False
     ) -> None:
-        self.backbone = backbone
+        super().__init__(backbone)
         self.plan = plan
         self.step_norm = step_norm
         self.copy_all = copy_all
@@ -64,7 +66,7 @@ class ReplayedCut(Cut):
     def first(self, call: Call) -> FirstPass:
         """Run step 0; see `Cut.first`."""
         run = _Run(self)
-        output = run.execute(call)
+        output = _uncompiled(run, call)
         return FirstPass(output, run.source, run.ordered_states(), _Carry(call, run.tape, run.masks))
 
     def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
@@ -72,7 +74,7 @@ class ReplayedCut(Cut):
         carry = first.carry
         assert isinstance(carry, _Carry)
         run = _Run(self, carry, visit, step, first.states)
-        output = run.execute(carry.call)
+        output = _uncompiled(run, carry.call)
         source = run.source if run.source is not None else first.source
         return output, source
 
@@ -269,6 +271,19 @@ class _Run:
             "step, so choose sites where it does, or wrap a part of it that does."
         )
 
+
+@functools.cache
+def _outside_of_compile() -> Callable[[_Run, Call], Tensor]:
+    return torch.compiler.disable(_Run.execute)
+
+
+def _uncompiled(run: _Run, call: Call) -> Tensor:
+    """Execute a run eagerly, also inside torch.compile, which cannot follow interceptors."""
+    # importing torch._dynamo takes a second, and nobody who has not loaded it is compiling
+    return _outside_of_compile()(run, call) if "torch._dynamo" in sys.modules else run.execute(call)
+
+
+_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 _NEVER_TAPED: set[object] = {torch._C._set_grad_enabled}
 _DROPOUTS: set[object] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}

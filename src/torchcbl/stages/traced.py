@@ -33,7 +33,7 @@ class TracedCut(Cut):
 
     def __init__(self, backbone: nn.Module, plan: Plan, step_norm: StepNorm | None = None) -> None:
         names = plan.sites if plan.source is None else (*plan.sites, plan.source)
-        self.backbone = backbone
+        super().__init__(backbone)
         self.graph, nodes = trace(backbone, plan.pattern, names)
         self.sites = [nodes[name] for name in plan.sites]
         self.start = plan.start

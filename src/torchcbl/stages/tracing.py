@@ -62,7 +62,7 @@ def _check_modules(backbone: nn.Module) -> None:
     for name, module in backbone.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise NotTraceable(f"'{name}' has forward hooks")
-        if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
             raise NotTraceable(f"'{name}' is compiled or scripted")
         if is_dropout(module) and not can_hold(module):
             raise NotTraceable(f"the mask of '{name}' cannot be held as a factor")

@@ -1,0 +1,105 @@
+"""Sites: names, globs, shapes, channel axes, and what cannot be one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchcbl as cbl
+from backbones import Mlp, ResidualCnn
+from torchcbl.calls import Call
+from torchcbl.site import build_sites, match_names, observe
+
+X = torch.randn(2, 6)
+
+
+class Odd(nn.Module):
+    """Submodules that cannot be a site, each for a reason of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(6, 6)
+        self.never = nn.Linear(6, 6)
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+        self.outer = nn.Sequential(nn.Linear(6, 6))
+        self.embed = nn.Embedding(3, 6)
+        self.codes = Codes()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(x))
+        h, _ = self.lstm(x[:, None])
+        return self.head(self.outer(h[:, 0]) + self.embed(self.codes(x)).mean(1))
+
+
+class Codes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > 0).long()
+
+
+@pytest.mark.parametrize(
+    ("site", "error", "message"),
+    [
+        ("hed", ValueError, "site 'hed' not found in Odd: did you mean 'head'.*torchcbl.sites"),
+        ("layer5", ValueError, "site 'layer5' not found in Odd: it has"),
+        ("never", ValueError, "site 'never' never runs"),
+        ("twice", ValueError, "site 'twice' runs 2 times in one forward pass, expected once"),
+        ("lstm", TypeError, "site 'lstm' returns tuple, expected one tensor"),
+        ("codes", TypeError, "site 'codes' returns a tensor of dtype torch.int64"),
+        (["outer", "outer.0"], ValueError, "'outer.0' and 'outer' are one and the same tensor"),
+        ([], ValueError, "sites is empty"),
+        ([3], TypeError, "sites must be names or globs"),
+    ],
+)
+def test_what_cannot_be_a_site(site: str | list[str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cbl.ContextLoop(Odd(), site, X)
+
+
+def test_sites_lists_what_can_be_one() -> None:
+    assert cbl.sites(Odd(), X) == ["outer", "outer.0", "embed", "head"]
+    assert "never" in cbl.sites(Odd())
+
+
+def test_globs_stay_within_a_level() -> None:
+    backbone = ResidualCnn()
+    assert match_names(backbone, "block*") == ["block1", "block2"]
+    assert match_names(backbone, "block*.conv?") == ["block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2"]
+    assert match_names(backbone, ["fc", "**.norm", "fc"]) == ["fc", "block1.norm", "block2.norm"]
+
+
+def test_sites_stand_in_execution_order() -> None:
+    net = cbl.ContextLoop(Mlp(), ["second", "first"], X)
+    assert [site.name for site in net.sites] == ["first", "second"]
+
+
+def test_observing_leaves_nothing_behind() -> None:
+    backbone = ResidualCnn().train()
+    buffers = {name: value.clone() for name, value in backbone.named_buffers()}
+    observe(backbone, ["block1"], Call((torch.randn(2, 3, 8, 8),)))
+    assert backbone.training
+    assert all(torch.equal(value, buffers[name]) for name, value in backbone.named_buffers())
+    assert not any(module._forward_hooks for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "site", "shape", "channel_dim"),
+    [
+        (nn.Conv2d(3, 5, 3), "0", (2, 3, 8, 8), 1),
+        (nn.Conv1d(3, 5, 3), "0", (2, 3, 8), 1),
+        (nn.Linear(7, 5), "0", (2, 6, 7), 2),
+        (nn.Sequential(nn.Linear(7, 5), nn.ReLU()), "0", (2, 6, 7), 2),
+        (nn.Sequential(nn.Conv1d(3, 5, 3), nn.ReLU()), "0", (2, 3, 8), 1),
+        (nn.ReLU(), "0", (2, 3, 8, 8), 1),
+        (nn.LayerNorm(7), "0", (2, 6, 7), 2),
+    ],
+)
+def test_channel_axis(backbone: nn.Module, site: str, shape: tuple[int, ...], channel_dim: int) -> None:
+    call = Call((torch.randn(shape),))
+    assert build_sites(nn.Sequential(backbone), [site], call, None)[0].channel_dim == channel_dim
+
+
+def test_broadcast_shape() -> None:
+    assert cbl.Site("a", (2, 5, 4, 4), 1).broadcast_shape == (-1, 5, 1, 1)
+    assert cbl.Site("a", (2, 4, 5), 2).broadcast_shape == (-1, 1, 5)
