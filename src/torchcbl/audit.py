@@ -85,13 +85,15 @@ class Audit:
         """FLOPs of y_T relative to those of y_0: 1 + T * share."""
         return 1.0 + self.steps * self.flops_step / self.flops_first if self.flops_first else float("nan")
 
-    def describe(self, title: str = "Audit") -> str:
-        """Write the audit as text."""
-        rows = [("site", "h", "adapter", "live", "parameters", "gradient", "change")]
+    def describe(self, title: str = "Audit", measures: bool = True) -> str:
+        """Write the audit as text, with or without the two measures of liveness."""
+        rows: list[tuple[str, ...]] = [("site", "h", "adapter", "live", "parameters", "gradient", "change")]
         for a in self.adapters:
             shape = " x ".join(map(str, ("B", *a.shape[1:])))
             live = "live" if a.live else "DEAD"
             rows.append((a.site, shape, a.adapter, live, f"{a.parameters:,}", f"{a.gradient:.1e}", f"{a.change:.1e}"))
+        if not measures:
+            rows = [row[:-2] for row in rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         norm = f", step_norm={self.step_norm}" if self.step_norm else ""

@@ -247,7 +247,7 @@ class ContextLoop(nn.Module):
         return {**self.__dict__, "_cuts": {}}
 
     def __repr__(self) -> str:
-        return self._audit.describe(type(self).__name__)
+        return self._audit.describe(type(self).__name__, measures=False)
 
 
 def check_steps(steps: int) -> int:

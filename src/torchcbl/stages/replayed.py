@@ -274,7 +274,8 @@ class _Run:
 
 @functools.cache
 def _outside_of_compile() -> Callable[[_Run, Call], Tensor]:
-    return torch.compiler.disable(_Run.execute)
+    execute: Callable[[_Run, Call], Tensor] = torch.compiler.disable(_Run.execute)  # type: ignore[no-untyped-call]
+    return execute
 
 
 def _uncompiled(run: _Run, call: Call) -> Tensor:

@@ -1,0 +1,178 @@
+"""What the loop adds on top of torch: time of refine and of a training step against the same loop written by hand.
+
+    python benchmarks/overhead.py [--pairs 30] [--json FILE]
+
+Both sides compute the same numbers (checked first). They run in turn, A B B A A B ..., so that a drift of the machine's
+speed falls on both; the ratio is taken pair by pair. Printed: the median ratio with its quartiles, and milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torchcbl as cbl
+from torchcbl.lab.networks import StandardCNN
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int = 512) -> None:
+        super().__init__()
+        self.layer1, self.layer2, self.layer3 = (nn.Linear(width, width) for _ in range(3))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.layer1(x))
+        x = torch.relu(self.layer2(x))
+        return self.head(torch.relu(self.layer3(x)))
+
+
+def film(linear: nn.Linear, h: Tensor, z: Tensor) -> Tensor:
+    shape = (-1, h.shape[1]) + (1,) * (h.ndim - 2)
+    gamma, beta = linear(z).chunk(2, dim=-1)
+    return torch.addcmul(beta.view(shape), h, 1 + gamma.view(shape))
+
+
+def mlp_by_hand(net: cbl.ContextLoop, x: Tensor, steps: int) -> list[Tensor]:
+    b: Mlp = net.backbone
+    adapters = [adapter.linear for adapter in net.adapters.values()]
+    g = net.context.map
+    h1 = b.layer1(x)
+    y = b.head(torch.relu(b.layer3(torch.relu(b.layer2(torch.relu(h1))))))
+    outputs = [y]
+    for _ in range(steps):
+        z = g(y)
+        h = film(adapters[0], h1, z)
+        h = film(adapters[1], b.layer2(torch.relu(h)), z)
+        h = film(adapters[2], b.layer3(torch.relu(h)), z)
+        y = b.head(torch.relu(h))
+        outputs.append(y)
+    return outputs
+
+
+def cnn_by_hand(net: cbl.ContextLoop, x: Tensor, steps: int) -> list[Tensor]:
+    b: StandardCNN = net.backbone
+    adapters = [adapter.linear for adapter in net.adapters.values()]
+    statistics_of = net.step_norm.statistics
+    g = net.context.map
+
+    def block(name: str, h: Tensor, step: int) -> Tensor:
+        for key, layer in getattr(b, name).named_children():
+            if not isinstance(layer, nn.BatchNorm2d):
+                h = layer(h)
+                continue
+            kept = statistics_of[f"{name}/{key}"]
+            row = min(step, len(kept.running_mean)) - 1
+            if layer.training:
+                kept.num_batches_tracked[row] += 1
+            mean, var = kept.running_mean[row], kept.running_var[row]
+            h = F.batch_norm(h, mean, var, layer.weight, layer.bias, layer.training, layer.momentum, layer.eps)
+        return h
+
+    def head(h: Tensor) -> Tensor:
+        return b.fc2(torch.relu(b.fc1(h.flatten(1))))
+
+    h1 = b.block1(x)
+    y = head(b.block3(b.block2(h1)))
+    outputs = [y]
+    for step in range(1, steps + 1):
+        z = g(y)
+        h = film(adapters[0], h1, z)
+        h = film(adapters[1], block("block2", h, step), z)
+        h = film(adapters[2], block("block3", h, step), z)
+        y = head(h)
+        outputs.append(y)
+    return outputs
+
+
+def build(name: str) -> tuple[cbl.ContextLoop, Callable[[cbl.ContextLoop, Tensor, int], list[Tensor]], Tensor]:
+    torch.manual_seed(0)
+    if name == "MLP":
+        x, backbone, sites, by_hand = torch.randn(128, 512), Mlp(), ["layer1", "layer2", "layer3"], mlp_by_hand
+    else:
+        x, backbone, by_hand = torch.randn(128, 3, 32, 32), StandardCNN(num_classes=10), cnn_by_hand
+        sites = ["block1", "block2", "block3"]
+    net = cbl.ContextLoop(backbone, sites, x[:2], steps=8)
+    return net, by_hand, x
+
+
+def train_step(outputs: list[Tensor], target: Tensor, net: nn.Module) -> None:
+    net.zero_grad()
+    losses = [F.cross_entropy(y, target) / len(outputs) for y in outputs]
+    torch.stack(losses).sum().backward()
+
+
+def measure(ours: Callable[[], object], by_hand: Callable[[], object], pairs: int) -> dict[str, float]:
+    for _ in range(3):
+        ours(), by_hand()
+    times: list[tuple[float, float]] = []
+    for pair in range(pairs):
+        order = (ours, by_hand) if pair % 2 == 0 else (by_hand, ours)
+        seconds = []
+        for side in order:
+            begin = time.perf_counter()
+            side()
+            seconds.append(time.perf_counter() - begin)
+        times.append((seconds[0], seconds[1]) if pair % 2 == 0 else (seconds[1], seconds[0]))
+    ratios = [a / b for a, b in times]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {
+        "ratio": median,
+        "quartile_low": low,
+        "quartile_high": high,
+        "ours_ms": 1e3 * statistics.median(a for a, _ in times),
+        "by_hand_ms": 1e3 * statistics.median(b for _, b in times),
+    }
+
+
+def run_case(name: str, steps: int, what: str, pairs: int) -> dict[str, float]:
+    net, by_hand, x = build(name)
+    target = torch.arange(len(x)) % 10
+    if what == "train":
+        net.train()
+        return measure(
+            lambda: train_step(list(net.refine(x, steps=steps).outputs), target, net),
+            lambda: train_step(by_hand(net, x, steps), target, net),
+            pairs,
+        )
+    net.train()
+    net(x)  # per-step statistics are in use from now on
+    net.eval()
+    with torch.no_grad():
+        for ours, theirs in zip(net.refine(x, steps=steps).outputs, by_hand(net, x, steps), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        return measure(lambda: net.refine(x, steps=steps), lambda: by_hand(net, x, steps), pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=30, help="timed pairs per row (default 30)")
+    parser.add_argument("--json", help="also write the rows to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {platform.machine()}, 1 thread, batch 128, float32")
+    print(f"{'':4}{'':8}{'T':>3}  {'ratio':>6}  {'quartiles':>15}  {'ours':>9}  {'by hand':>9}")
+    rows = []
+    for name in ("MLP", "CNN"):
+        for what in ("refine", "train"):
+            for steps in (0, 2, 8):
+                row = run_case(name, steps, what, arguments.pairs)
+                rows.append({"network": name, "what": what, "steps": steps, "pairs": arguments.pairs, **row})
+                spread = f"{row['quartile_low']:.3f} to {row['quartile_high']:.3f}"
+                times = f"{row['ours_ms']:7.2f}ms  {row['by_hand_ms']:7.2f}ms"
+                print(f"{name:4}{what:8}{steps:>3}  {row['ratio']:6.3f}  {spread:>15}  {times}", flush=True)
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as stream:
+            json.dump({"torch": torch.__version__, "machine": platform.machine(), "rows": rows}, stream, indent=1)
+
+
+if __name__ == "__main__":
+    main()
