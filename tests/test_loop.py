@@ -338,3 +338,8 @@ def test_hooks_that_come_later_are_called() -> None:
 def test_sites_of_every_case_are_listed() -> None:
     for case in CASES.values():
         assert set(case.sites) <= set(cbl.sites(case.build(), case.example()))
+
+
+def test_an_example_of_zeros_is_no_reason_to_call_a_gate_dead() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    assert loop(backbone, ["1"], torch.zeros(2, 3, 8, 8), adapter="gate").audit().dead == ()

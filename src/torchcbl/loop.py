@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,8 @@ class ContextLoop(nn.Module):
             part.train(backbone.training)
         self.training = backbone.training
         self._audit = audit_loop(self, call.detached())
+        if self._audit.dead:  # an example of zeros makes every gate look dead, so noise has the last word
+            self._audit = self.audit()
         if self._audit.dead and not allow_dead:
             raise ValueError(dead_adapters_message(self._audit))
 
@@ -164,7 +167,7 @@ class ContextLoop(nn.Module):
         device, _ = _placement(self.backbone, Call())
         return audit_loop(self, synthesise(self.config.example, device))
 
-    def save(self, folder: str, *, include_backbone: bool = False) -> None:
+    def save(self, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
         """Write adapters, context and per-step statistics to `folder`; see `torchcbl.storage.save`."""
         from torchcbl.storage import save
 

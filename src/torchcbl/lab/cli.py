@@ -1,0 +1,208 @@
+"""The command line. Only what parsing needs is imported here, so that help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchcbl import __version__
+from torchcbl.lab.machine import num_cores
+from torchcbl.lab.recipe import ARM_NAMES, load_recipe, recipe_names
+
+USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 when a run failed, 2 for a user's error, 130 for Ctrl-C.
+
+    Args:
+        arguments: The command's words; those of the process if none are given.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from the last finished epochs.", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        return _error(f"{error.name} is not installed: pip install 'torchcbl[lab]'")
+    except (ValueError, TypeError, OSError) as error:
+        return _error(str(error))
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Run a study and print its table."""
+    recipe = load_recipe(options.recipe, _overrides(options))
+    out = options.out or Path("runs") / recipe.name
+    jobs = options.jobs if options.jobs is not None else min(num_cores(), recipe.seeds * len(recipe.arms))
+
+    from torchcbl.lab.progress import make_display
+    from torchcbl.lab.records import read_records
+    from torchcbl.lab.study import run_study
+
+    failures = run_study(recipe, out, make_display(), options.data, jobs)
+    if read_records(out):
+        _report(out)
+    for failure in failures:
+        _error(f"{failure.run.name} failed: {failure.reason} (all of it in {failure.run.log})")
+    return FAILED if failures else 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Rebuild a report and print its table."""
+    if not (options.folder / "recipe.toml").is_file():
+        raise FileNotFoundError(f"{options.folder} holds no study: give a folder that `torchcbl compare` wrote.")
+    _report(options.folder)
+    return 0
+
+
+def sites(options: argparse.Namespace) -> int:
+    """Print a model's possible sites."""
+    from torchcbl.lab.inspection import describe_sites
+
+    print(describe_sites(options.model, options.input))
+    return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Print a finished run's audit."""
+    from torchcbl.lab.inspection import describe_run
+
+    print(describe_run(options.run))
+    return 0
+
+
+def _report(out: Path) -> None:
+    from torchcbl.lab.records import read_records
+    from torchcbl.lab.report import build_report, table
+
+    built = build_report(out)
+    print(f"\n{table(read_records(out))}\n\nreport: {built.page}")
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    """Collect the changes to the recipe as TOML text; `--set` has the last word."""
+    changes = {key: str(value) for key in ("seeds", "epochs") if (value := getattr(options, key)) is not None}
+    if options.arms is not None:
+        changes["arms"] = json.dumps([arm.strip() for arm in options.arms.split(",")])
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set needs key=value, got '{text}': for example --set augment=true")
+        changes[key.strip()] = value.strip()
+    return changes
+
+
+def _error(message: str) -> int:
+    print(f"torchcbl: error: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(","))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchcbl",
+        description="Does top-down feedback help a network, and what does it cost? Train both and compare.",
+        epilog="examples:\n"
+        "  torchcbl compare                  the demo, about half a minute on two cores\n"
+        "  torchcbl compare cifar10 --help   what can be changed\n"
+        "  torchcbl report runs/demo         the report again",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"torchcbl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_compare, _add_report, _add_sites, _add_audit):
+        add(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # what add_subparsers returns has no public name
+
+
+def _add(commands: Commands[argparse.ArgumentParser], name: str, about: str, examples: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=about[0].lower() + about[1:].partition(".")[0],
+        description=about,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_compare(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands,
+        "compare",
+        "Train every arm of a recipe with every seed and compare them.\n\n"
+        "Finished runs are never repeated. Kill it at any moment: the same command goes on from the last\n"
+        "finished epochs and ends with the same numbers, bit for bit. Each run gets cores // jobs threads,\n"
+        "and their number may change the last bits of a result: keep --jobs over an interruption.",
+        "  torchcbl compare demo\n"
+        "  torchcbl compare cifar10 --seeds 2 --epochs 3 --jobs 2 --data ~/cifar10\n"
+        "  torchcbl compare demo --arms standard,cbl --set alpha=0.3 --out runs/alpha-0.3\n"
+        "  torchcbl compare my-study.toml",
+    )
+    parser.set_defaults(command=compare)
+    parser.add_argument(
+        "recipe", nargs="?", default="demo", help=f"{', '.join(recipe_names())} (default: demo), or a .toml file"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each arm")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training data")
+    parser.add_argument("--arms", metavar="A,B", help=f"what to compare, out of {', '.join(ARM_NAMES)}")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/RECIPE)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe; may be repeated"
+    )
+
+
+def _add_report(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands,
+        "report",
+        "Rebuild the report of a study from its records alone.",
+        "  torchcbl report runs/demo",
+    )
+    parser.set_defaults(command=report)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
+
+
+def _add_sites(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands,
+        "sites",
+        "List the places of a model where feedback can enter.",
+        "  torchcbl sites StandardCNN\n"
+        "  torchcbl sites torchvision.models:resnet18 --input 1,3,224,224\n"
+        "  torchcbl sites my_model.py:build",
+    )
+    parser.set_defaults(command=sites)
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="StandardCNN, package.module:callable or file.py:callable, called without arguments",
+    )
+    parser.add_argument(
+        "--input",
+        type=_shape,
+        metavar="SHAPE",
+        help="run the model on noise of this shape, as in 1,3,32,32, to see more",
+    )
+
+
+def _add_audit(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands,
+        "audit",
+        "Say which adapters of a finished run can move its output, and what its loop costs.",
+        "  torchcbl audit runs/demo/runs/cbl-seed0",
+    )
+    parser.set_defaults(command=audit)
+    parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")

@@ -1,0 +1,62 @@
+"""Data: load it, split it, cut it into batches."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from torchcbl.lab.data.batches import Batches
+from torchcbl.lab.data.cifar10 import load_cifar10
+from torchcbl.lab.data.digits import load_digits
+from torchcbl.lab.data.download import DownloadError
+from torchcbl.lab.data.images import Dataset, Images
+from torchcbl.lab.data.progress import Progress, silent
+from torchcbl.lab.data.splits import split_dataset
+
+__all__ = ["DATASETS", "Batches", "Dataset", "DownloadError", "Images", "Progress", "load_data"]
+
+DATASETS = ("digits", "cifar10")
+
+
+def load_data(
+    name: str,
+    *,
+    folder: Path | None = None,
+    validation_size: int,
+    split_seed: int = 0,
+    progress: Progress = silent,
+) -> Dataset:
+    """Load a data set by name and hold out a stratified validation part.
+
+    The split depends on `split_seed` alone, so all arms and all training seeds of a study share it.
+
+    Args:
+        name: "digits" (comes with scikit-learn) or "cifar10" (a folder, or downloaded; see `load_cifar10`).
+        folder: Where CIFAR-10 is; None looks into TORCHCBL_DATA, then downloads. Not used by "digits".
+        validation_size: Images to hold out, stratified: 5,000 of CIFAR-10's 50,000 take 500 of each class.
+        split_seed: Which split, >= 0.
+        progress: Called during downloads and decoding.
+
+    Returns:
+        Train, validation and test images with the training part's channel mean and std.
+
+    Raises:
+        ValueError: The name is unknown, `validation_size` does not fit, or a file is damaged or of another
+            layout.
+        FileNotFoundError: `folder` (or TORCHCBL_DATA) holds no CIFAR-10.
+        DownloadError: The data cannot be downloaded.
+
+    Example:
+        >>> data = load_data("digits", validation_size=200)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (1200, 200, 397)
+    """
+    if name == "digits":
+        full, test = load_digits()
+    elif name == "cifar10":
+        full, test = load_cifar10(folder, progress=progress)
+    else:
+        close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+        hint = f": did you mean '{close[0]}'?" if close else "."
+        raise ValueError(f"unknown data '{name}'{hint} There are {', '.join(DATASETS)}")
+    return split_dataset(full, test, validation_size=validation_size, split_seed=split_seed)

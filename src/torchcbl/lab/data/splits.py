@@ -1,0 +1,86 @@
+"""Stratified splits that are the same on every machine and for every arm and seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchcbl.lab.data.images import Dataset, Images, channel_statistics
+
+
+def stratified_split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide indices in two so that each class has the same share in both parts.
+
+    Class k gives size * N_k / N images to the second part; where that is not whole, the largest remainders
+    are rounded up (ties: the lower class), so the second part has exactly `size` images.
+
+    Args:
+        labels: Classes, int64, shape (N,).
+        size: Images in the second part, at least one per class and leaving at least one per class.
+        seed: Which split, >= 0; the same seed gives the same split everywhere.
+
+    Returns:
+        Indices of the first part, (N - size,), and of the second, (size,), both ascending.
+
+    Raises:
+        ValueError: `size` leaves a class without an image in one of the parts, or `seed` is negative.
+
+    Example:
+        >>> rest, held_out = stratified_split(torch.tensor([0, 0, 0, 0, 1, 1]), size=3, seed=0)
+        >>> torch.tensor([0, 0, 0, 0, 1, 1])[held_out].tolist()
+        [0, 0, 1]
+    """
+    if seed < 0:
+        raise ValueError(f"the split's seed must be 0 or more, got {seed}")
+    classes, sizes = np.unique(labels.numpy(), return_counts=True)
+    shares = _shares(sizes, size)
+    if not ((shares >= 1) & (shares < sizes)).all():
+        raise ValueError(
+            f"cannot hold out {size} of {len(labels)} images: each of the {len(classes)} classes (the smallest has "
+            f"{sizes.min()} images) must keep one in both parts; choose a size nearer to {len(labels) // 2}"
+        )
+    # RandomState's stream is frozen by numpy; a split must not change with a numpy release.
+    random = np.random.RandomState(seed)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label, share in zip(classes, shares, strict=True):
+        members = np.flatnonzero(labels.numpy() == label)
+        chosen[random.permutation(members)[:share]] = True
+    return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
+
+
+def _shares(sizes: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Whole numbers that sum to `size` and are nearest to proportional (largest remainders)."""
+    shares, remainders = np.divmod(sizes * size, sizes.sum())
+    missing = size - int(shares.sum())
+    if missing > 0:
+        shares[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    return shares
+
+
+def split_dataset(full: Images, test: Images, *, validation_size: int, split_seed: int = 0) -> Dataset:
+    """Take a stratified validation part out of `full`; normalise by what remains.
+
+    Args:
+        full: The images that may be fitted to.
+        test: The images that may not.
+        validation_size: Images to hold out for validation.
+        split_seed: Which split, >= 0.
+
+    Returns:
+        The data set; its mean and std are those of the training part alone.
+
+    Raises:
+        ValueError: `validation_size` does not fit (see `stratified_split`), or a channel is constant.
+
+    Example:
+        >>> pixels = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1)
+        >>> full = Images(pixels, torch.tensor([0, 0, 0, 1, 1, 1]), num_classes=2)
+        >>> len(split_dataset(full, full, validation_size=2).train)
+        4
+    """
+    train_indices, validation_indices = stratified_split(full.labels, validation_size, split_seed)
+    train = full.take(train_indices)
+    mean, std = channel_statistics(train.images)
+    return Dataset(train, full.take(validation_indices), test, mean, std)

@@ -1,0 +1,161 @@
+"""Looking into models from the command line: what can be a site, and what a trained loop does."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+import torchcbl as cbl
+from torchcbl.calls import Call
+from torchcbl.lab.arms import find_arm
+from torchcbl.lab.networks import StandardCNN
+from torchcbl.lab.recipe import DATA_FORMS, read_recipe
+from torchcbl.lab.runs import Run
+from torchcbl.site import observe
+
+
+def find_model(spec: str) -> nn.Module:
+    """Build a model by name.
+
+    Args:
+        spec: "StandardCNN", "package.module:callable" or "path/file.py:callable"; called without arguments.
+
+    Raises:
+        ValueError: There is no such thing, or calling it fails.
+        TypeError: It does not give an nn.Module.
+
+    Example:
+        >>> type(find_model("torch.nn:Identity")).__name__
+        'Identity'
+    """
+    if spec == StandardCNN.__name__:
+        return StandardCNN()
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name:
+        raise ValueError(f"model '{spec}' must be StandardCNN, package.module:callable or path/file.py:callable.")
+    module = _import(place)
+    if not hasattr(module, name):
+        close = difflib.get_close_matches(name, dir(module), n=1)
+        raise ValueError(f"{place} has no '{name}'{f': did you mean {close[0]!r}?' if close else '.'}")
+    try:
+        model = getattr(module, name)()
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise ValueError(f"calling {spec} without arguments failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{spec} must give an nn.Module, got {type(model).__name__}.")
+    return model
+
+
+def describe_sites(spec: str, shape: Sequence[int] | None = None) -> str:
+    """List a model's possible sites: name, type and parameters, and with an input the output's shape.
+
+    Args:
+        spec: As for `find_model`.
+        shape: Of the input; none runs nothing and lists every submodule.
+
+    Raises:
+        ValueError: The model is not found, or does not run on such an input.
+        TypeError: It is no nn.Module.
+    """
+    model = find_model(spec)
+    if shape is None:
+        note = "every submodule is listed; --input SHAPE keeps those that can be a site, with the shape of h"
+        return _columns([_site_row(model, name) for name in cbl.sites(model)]) + f"\n\n{note}"
+    example = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    try:
+        names = cbl.sites(model, example)
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise ValueError(f"{spec} does not run on an input of shape {tuple(shape)}: {error}") from error
+    seen = observe(model, names, Call.from_example(example))
+    outputs = [seen[name].output for name in names]
+    shapes = [_shown(h.shape) for h in outputs if isinstance(h, Tensor)]
+    return _columns([(*_site_row(model, name), text) for name, text in zip(names, shapes, strict=True)])
+
+
+def rebuild(folder: Path) -> nn.Module:
+    """Rebuild a finished run's model from its recipe and weights.
+
+    Args:
+        folder: OUT/runs/<arm>-seed<k>.
+
+    Raises:
+        ValueError: The folder's name is none of a run, or the weights do not fit.
+        FileNotFoundError: There is no recipe, or no weights: the run is not finished.
+    """
+    run = _run(folder)
+    if not run.model.is_dir():
+        raise FileNotFoundError(f"{run.folder} holds no weights: run the same `torchcbl compare` until it is finished.")
+    shape, num_classes = DATA_FORMS[run.recipe.data]
+    arm = find_arm(run.arm)
+    model = arm.build(run.recipe, shape, num_classes, run.seed)
+    if isinstance(model, cbl.ContextLoop):
+        return cbl.load(run.model, model.backbone)
+    import safetensors.torch
+
+    safetensors.torch.load_model(model, run.model / "model.safetensors")
+    return model
+
+
+def describe_run(folder: Path) -> str:
+    """Audit a finished run's loop, as text.
+
+    Raises:
+        ValueError: The folder's name is none of a run, or the weights do not fit.
+        FileNotFoundError: There is no recipe, or no weights.
+    """
+    model = rebuild(folder)
+    if isinstance(model, cbl.ContextLoop):
+        return str(model.audit())
+    return f"{folder.resolve().name} is the plain network: it has no loop to audit."
+
+
+def _run(folder: Path) -> Run:
+    folder = folder.resolve()
+    match = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
+    if match is None:
+        raise ValueError(f"{folder} is no run: give OUT/runs/<arm>-seed<k>, as in runs/demo/runs/cbl-seed0.")
+    out = folder.parent.parent
+    return Run(read_recipe(out / "recipe.toml"), find_arm(match[1]).name, int(match[2]), out)
+
+
+def _import(place: str) -> ModuleType:
+    """Import a module by name, from the current folder too, or from a file."""
+    try:
+        if not place.endswith(".py"):
+            sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(place)
+        found = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert found is not None
+        assert found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        return module
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _site_row(model: nn.Module, name: str) -> tuple[str, str, str]:
+    part = model.get_submodule(name)
+    count = sum(parameter.numel() for parameter in part.parameters())
+    return name, type(part).__name__, f"{count:,} parameters"
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return f"h: (B, {', '.join(map(str, shape[1:]))})"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "none: the model has no submodule that runs exactly once and returns one floating-point tensor"
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

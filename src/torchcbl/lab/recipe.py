@@ -1,0 +1,241 @@
+"""A recipe: everything that defines a study, in one flat TOML file that validates itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EXTENSIBLE = ("arms", "seeds")
+ARM_NAMES = ("standard", "cbl", "cbl-gate")
+
+# Shape (C, H, W) of the images and number of classes, so that a model can be rebuilt without its data.
+DATA_FORMS = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Define a study: which arms, on what data, trained how, how often.
+
+    Args:
+        name: The study's name; letters, digits, `.`, `_` and `-`.
+        data: "digits" (8x8, embedded) or "cifar10".
+        arms: What is compared, out of `ARM_NAMES`.
+        seeds: How many runs of each arm: seeds 0, 1, ..., seeds - 1.
+        epochs: Passes over the training data.
+        batch_size: Images per optimiser step.
+        learning_rate: Adam's step size at the start, > 0.
+        halve_every: Halve the step size every so many epochs; 0 never does.
+        validation_size: Images held out of the training data, stratified by class.
+        augment: Random crop and flip, in training only.
+        width: Channels of the network's first block.
+        steps: T, refinement steps of the arms with a loop.
+        alpha: Weight of the OLD state in h <- alpha h + (1 - alpha) psi(h, z), in [0, 1).
+        context_dim: Length of the context vector z.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of range.
+
+    Example:
+        >>> recipe = load_recipe("demo", {"epochs": "2"})
+        >>> recipe.data, recipe.epochs
+        ('digits', 2)
+    """
+
+    name: str
+    data: str
+    arms: tuple[str, ...]
+    seeds: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    halve_every: int
+    validation_size: int
+    augment: bool
+    width: int
+    steps: int
+    alpha: float
+    context_dim: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _typed(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        for key, (allowed, expectation) in _RANGES.items():
+            if not allowed(getattr(self, key)):
+                raise ValueError(f"recipe key '{key}' must be {expectation}, got {_shown(getattr(self, key))}")
+        for arm in self.arms:
+            if arm not in ARM_NAMES:
+                raise ValueError(f"unknown arm '{arm}'{_closest(arm, ARM_NAMES)} Arms: {', '.join(ARM_NAMES)}.")
+
+    def as_dict(self) -> dict[str, object]:
+        """The recipe as flat keys and plain values, as TOML and JSON hold them."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**values, "arms": list(self.arms)}
+
+    def as_toml(self) -> str:
+        """The recipe as TOML text; `read_recipe` gives the same recipe back."""
+        return "".join(f"{key} = {_shown(value)}\n" for key, value in self.as_dict().items())
+
+
+def differences(found: Mapping[str, object], recipe: Recipe) -> list[str]:
+    """Say in which keys other plain values differ from a recipe; arms and seeds may, since a study can be extended.
+
+    Example:
+        >>> recipe = load_recipe("demo")
+        >>> differences({**recipe.as_dict(), "seeds": 99, "alpha": 0.5}, recipe)
+        ['alpha is 0.5 there, 0.0 here']
+    """
+    here = recipe.as_dict()
+    keys = [key for key in here if key not in EXTENSIBLE and found.get(key) != here[key]]
+    return [f"{key} is {_shown(found.get(key))} there, {_shown(here[key])} here" for key in keys]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(Path(entry.name).stem for entry in _shelf().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Load a recipe and change single values of it.
+
+    Args:
+        name_or_path: "demo", "cifar10", or the path of a TOML file.
+        overrides: Key to value as TOML text: `{"alpha": "0.1", "arms": '["standard", "cbl"]'}`; strings need
+            no quotes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: A value has the wrong type.
+        ValueError: The recipe, a key or an arm is unknown, or a value out of range.
+    """
+    changes = {key: _parse_override(key, text) for key, text in (overrides or {}).items()}
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        return read_recipe(path, changes)
+    names = recipe_names()
+    if str(name_or_path) not in names:
+        raise ValueError(
+            f"unknown recipe '{name_or_path}'{_closest(str(name_or_path), names)} "
+            f"Recipes: {', '.join(names)}, or the path of a .toml file."
+        )
+    return _resolve(f"{name_or_path}", _shelf().joinpath(f"{name_or_path}.toml").read_text("utf-8"), changes)
+
+
+def read_recipe(path: Path, changes: Mapping[str, object] | None = None) -> Recipe:
+    """Read a recipe from a TOML file.
+
+    Args:
+        path: The file.
+        changes: Values that replace those of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: A value has the wrong type.
+        ValueError: The file is not TOML, a key is unknown or missing, or a value out of range.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {path} is not there; recipes that come along: {', '.join(recipe_names())}.")
+    return _resolve(str(path), path.read_text("utf-8"), changes or {})
+
+
+def _shelf() -> resources.abc.Traversable:
+    return resources.files("torchcbl.lab").joinpath("recipes")
+
+
+def _resolve(source: str, text: str, changes: Mapping[str, object]) -> Recipe:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"recipe {source} is not valid TOML: {error}") from error
+    values.update(changes)
+    for key in values:
+        _check_key(key)
+    missing = [key for key in _KEYS if key not in values]
+    if missing:
+        raise ValueError(f"recipe {source} lacks {', '.join(missing)}; every key must be given: {', '.join(_KEYS)}.")
+    return Recipe(**values)
+
+
+def _parse_override(key: str, text: str) -> object:
+    """Read the value as TOML; a text that is none is a string, where a string is wanted."""
+    _check_key(key)
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    return parsed["value"] if list(parsed) == ["value"] else text
+
+
+def _check_key(key: str) -> None:
+    if key not in _KEYS:
+        raise ValueError(f"unknown recipe key '{key}'{_closest(key, _KEYS)} Keys: {', '.join(_KEYS)}.")
+
+
+def _closest(word: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), n=2)
+    return f": did you mean {' or '.join(repr(match) for match in close)}?" if close else "."
+
+
+def _typed(key: str, kind: str, value: object) -> object:
+    """Return the value as the field's type; an int passes for a float, a boolean never for a number."""
+    if kind == "float" and type(value) is int:
+        value = float(value)
+    if kind == "tuple[str, ...]" and isinstance(value, (list, tuple)):
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif type(value).__name__ == kind:
+        return value
+    raise TypeError(f"recipe key '{key}' must be {_KINDS[kind]}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """Write a value as TOML."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    if isinstance(value, (bool, str)):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+_KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
+
+_KINDS = {
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple[str, ...]": "a list of strings",
+}
+
+_RANGES: dict[str, tuple[Callable[..., bool], str]] = {
+    "name": (
+        lambda v: re.fullmatch(r"\w[\w.-]*", v, re.ASCII) is not None,
+        "letters, digits, '.', '_' or '-'",
+    ),
+    "data": (lambda v: v in DATA_FORMS, f"one of {', '.join(DATA_FORMS)}"),
+    "arms": (lambda v: 0 < len(v) == len(set(v)), "at least one arm, none twice"),
+    "seeds": (lambda v: v >= 1, ">= 1"),
+    "epochs": (lambda v: v >= 1, ">= 1"),
+    "batch_size": (lambda v: v >= 1, ">= 1"),
+    "learning_rate": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "halve_every": (lambda v: v >= 0, ">= 0 (0 never halves)"),
+    "validation_size": (lambda v: v >= 1, ">= 1"),
+    "width": (lambda v: v >= 1, ">= 1"),
+    "steps": (lambda v: v >= 1, ">= 1 (without a step a loop is the plain network)"),
+    "alpha": (lambda v: 0 <= v < 1, "in [0, 1) (at 1 the old state never changes)"),
+    "context_dim": (lambda v: v >= 1, ">= 1"),
+}

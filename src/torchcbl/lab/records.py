@@ -1,0 +1,236 @@
+"""The record of one finished run: what was trained, on what, and every number that came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torchcbl.files import write_atomically
+
+SCHEMA = 1
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch measured.
+
+    Args:
+        epoch: Its number, from 1.
+        learning_rate: The optimiser's step size during the epoch.
+        train_loss: Mean training loss over the epoch's batches.
+        validation_loss: Mean cross entropy after the epoch, one per step tau = 0..T (one without a loop).
+        validation_accuracy: Fraction classified rightly, in [0, 1], one per step tau.
+        seconds: Wall-clock time of the epoch, validation included.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    validation_loss: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check_steps("validation", self.validation_loss, self.validation_accuracy)
+
+
+@dataclass(frozen=True)
+class TestRecord:
+    """What the one look at the test data gave, after the last epoch.
+
+    Args:
+        n: Number of test images.
+        loss: Mean cross entropy, one per step tau = 0..T (one number without a loop).
+        accuracy: Fraction classified rightly, in [0, 1], one per step tau.
+    """
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    n: int
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_steps("test", self.loss, self.accuracy)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run; the attributes are the JSON file's keys.
+
+    A loss that is not finite is written as `null` and read back as NaN: divergence is data.
+
+    Args:
+        schema: Version of this layout.
+        study: The recipe's name.
+        arm: What was trained: "standard", "cbl", ...
+        seed: Number of the run; runs of different arms are paired by it.
+        recipe: The resolved recipe as flat keys and values.
+        versions: Of torchcbl, torch, python, lightning and numpy.
+        machine: `system`, `processor`, `cores`, `threads`, `device`.
+        parameters: How many scalars: `backbone`, `added`.
+        flops: Per sample: `first` (step 0), `step` (one more step), `inference` (first + T * step).
+        epochs: One entry per epoch, in order.
+        test: The test result.
+        seconds: Wall-clock: `training`, and `total` with set-up and test, summed over interruptions.
+        finished: When, in ISO 8601 with time zone.
+    """
+
+    schema: int
+    study: str
+    arm: str
+    seed: int
+    recipe: Mapping[str, object]
+    versions: Mapping[str, str]
+    machine: Mapping[str, object]
+    parameters: Mapping[str, int]
+    flops: Mapping[str, float]
+    epochs: tuple[EpochRecord, ...]
+    test: TestRecord
+    seconds: Mapping[str, float]
+    finished: str
+
+    @property
+    def name(self) -> str:
+        """Name of the run, `<arm>-seed<seed>`: the file and folder names in a study."""
+        return run_name(self.arm, self.seed)
+
+
+def run_name(arm: str, seed: int) -> str:
+    """Name a run.
+
+    Example:
+        >>> run_name("cbl", 3)
+        'cbl-seed3'
+    """
+    return f"{arm}-seed{seed}"
+
+
+def record_path(folder: Path, arm: str, seed: int) -> Path:
+    """Where the record of a run lies in the study `folder`."""
+    return folder / "records" / f"{run_name(arm, seed)}.json"
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Write a record into the study `folder`, whole or not at all, and return its path.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+    """
+    path = record_path(folder, record.arm, record.seed)
+    write_atomically(path, json.dumps(_plain(dataclasses.asdict(record)), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or of another layout; the message names it and says what to do.
+    """
+    try:
+        return _record(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"record {path} is damaged: {reason}. Delete the file and run the same `torchcbl compare` again: "
+            "only this run is repeated."
+        ) from error
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read all records of the study `folder`, ordered by arm and seed; none yet is an empty list.
+
+    Raises:
+        ValueError: A record is damaged.
+    """
+    records = [read_record(path) for path in (folder / "records").glob("*.json")]
+    return sorted(records, key=lambda record: (record.arm, record.seed))
+
+
+def _check_steps(what: str, loss: tuple[float, ...], accuracy: tuple[float, ...]) -> None:
+    if not loss or len(loss) != len(accuracy):
+        raise ValueError(
+            f"{what} needs one loss and one accuracy per step, got {len(loss)} losses and {len(accuracy)} accuracies"
+        )
+    if not all(0 <= value <= 1 for value in accuracy):
+        raise ValueError(f"{what} accuracy must be fractions in [0, 1], got {list(accuracy)}")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _record(data: object) -> Record:
+    fields = _of(dict, data, "the file")
+    if fields["schema"] != SCHEMA:
+        raise ValueError(f"it has schema {fields['schema']!r}, this torchcbl reads schema {SCHEMA}")
+    return Record(
+        schema=SCHEMA,
+        study=_of(str, fields["study"], "study"),
+        arm=_of(str, fields["arm"], "arm"),
+        seed=_of(int, fields["seed"], "seed"),
+        recipe=_of(dict, fields["recipe"], "recipe"),
+        versions={key: _of(str, item, key) for key, item in _of(dict, fields["versions"], "versions").items()},
+        machine=_of(dict, fields["machine"], "machine"),
+        parameters=_keyed(int, fields["parameters"], "parameters", ("backbone", "added")),
+        flops=_keyed(float, fields["flops"], "flops", ("first", "step", "inference")),
+        epochs=tuple(_epoch(item) for item in _of(list, fields["epochs"], "epochs")),
+        test=_test(_of(dict, fields["test"], "test")),
+        seconds=_keyed(float, fields["seconds"], "seconds", ("training", "total")),
+        finished=_of(str, fields["finished"], "finished"),
+    )
+
+
+def _epoch(data: object) -> EpochRecord:
+    fields = _of(dict, data, "an epoch")
+    return EpochRecord(
+        epoch=_of(int, fields["epoch"], "epoch"),
+        learning_rate=_of(float, fields["learning_rate"], "learning_rate"),
+        train_loss=_of(float, fields["train_loss"], "train_loss"),
+        validation_loss=_numbers(fields["validation_loss"], "validation_loss"),
+        validation_accuracy=_numbers(fields["validation_accuracy"], "validation_accuracy"),
+        seconds=_of(float, fields["seconds"], "seconds"),
+    )
+
+
+def _test(fields: Mapping[str, object]) -> TestRecord:
+    return TestRecord(
+        n=_of(int, fields["n"], "n"),
+        loss=_numbers(fields["loss"], "loss"),
+        accuracy=_numbers(fields["accuracy"], "accuracy"),
+    )
+
+
+def _of(kind: type[Kind], value: object, key: str) -> Kind:
+    """Check the kind of a JSON value; where a float is expected, whole numbers pass and null is NaN."""
+    if kind is float and value is None:
+        value = math.nan
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{key} should be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def _numbers(value: object, key: str) -> tuple[float, ...]:
+    return tuple(_of(float, item, key) for item in _of(list, value, key))
+
+
+def _keyed(kind: type[Kind], value: object, key: str, names: tuple[str, ...]) -> dict[str, Kind]:
+    fields = _of(dict, value, key)
+    return {name: _of(kind, fields[name], f"{key}.{name}") for name in names}

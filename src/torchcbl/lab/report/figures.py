@@ -1,0 +1,237 @@
+"""The report's figures: every run thin, means thick, one colour per arm, titles that say what to see."""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from torchcbl.lab.recipe import ARM_NAMES
+from torchcbl.lab.records import EpochRecord
+from torchcbl.lab.report.findings import BASELINE, Findings
+from torchcbl.lab.statistics import Comparison
+
+# Okabe and Ito's palette: told apart with the common colour-vision deficiencies.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "os^Dvp"
+_INK = "#1c2733"
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": _INK,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
+    "font.size": 10,
+    "grid.alpha": 0.35,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "torchcbl",
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+Curve = NDArray[np.float64]
+
+
+def draw(findings: Findings) -> dict[str, Figure]:
+    """Draw all figures of a study.
+
+    Returns:
+        Figures by the name of their file; without paired runs there is no figure of differences.
+    """
+    with _styled():
+        figures = {
+            "validation_loss": _learning(findings, "loss"),
+            "validation_accuracy": _learning(findings, "accuracy"),
+            "accuracy_by_step": _by_step(findings),
+        }
+        if any(comparison.n for comparison in findings.comparisons):
+            figures["paired_differences"] = _differences(findings)
+    return figures
+
+
+def as_png(figure: Figure) -> bytes:
+    """Write a figure as PNG on white."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """Write a figure as SVG to stand inside a page: no background, the page's text colour, ids of its own.
+
+    Args:
+        figure: The figure.
+        name: Unique in the page; goes before every id, as two figures would otherwise share some.
+    """
+    buffer = io.StringIO()
+    with _styled():
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'aria-hidden="true"', svg, count=1)
+
+
+_METADATA = ("Creator", "Date", "Format", "Type")
+
+
+def colour(arm: str) -> str:
+    """Return the colour of an arm, the same in every figure of every study."""
+    return _PALETTE[_index(arm)]
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+def _index(arm: str) -> int:
+    place = ARM_NAMES.index(arm) if arm in ARM_NAMES else sum(arm.encode())
+    return place % len(_PALETTE)
+
+
+def _canvas(height: float = 3.5) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _title(axes: Axes, what: str, finding: str) -> None:
+    axes.set_title(f"{what}\n{finding}" if finding else what, loc="left")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+
+
+def _learning(findings: Findings, what: str) -> Figure:
+    """Figures 2 and 3 of the paper: validation loss or accuracy of the answer y_T by epoch."""
+    figure, axes = _canvas()
+    read: Callable[[EpochRecord], float] = _read_loss if what == "loss" else _read_accuracy
+    last = {}
+    for arm in findings.arms:
+        runs = [np.array([read(epoch) for epoch in run.epochs]) for run in findings.runs(arm)]
+        epochs = np.arange(1.0, 1 + min(map(len, runs)))
+        curves = np.array([run[: len(epochs)] for run in runs])
+        last[arm] = _plot_runs(axes, arm, epochs, curves)
+    axes.set_xlabel("Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    unit, better, form = ("nats", "lower", ".3f") if what == "loss" else ("%", "higher", ".2f")
+    axes.set_ylabel(f"Validation {what} ({unit})")
+    _title(axes, f"Validation {what} by epoch: {better} is better", _ending(last, form, unit))
+    _legend(figure, axes)
+    return figure
+
+
+def _read_loss(epoch: EpochRecord) -> float:
+    return epoch.validation_loss[-1]
+
+
+def _read_accuracy(epoch: EpochRecord) -> float:
+    return 100 * epoch.validation_accuracy[-1]
+
+
+def _plot_runs(axes: Axes, arm: str, x: Curve, curves: Curve) -> float:
+    """Draw all runs thin, their mean thick (it breaks off where a run is not finite); return its end."""
+    marker = _MARKERS[_index(arm)]
+    mean = curves.mean(axis=0)
+    for curve in curves if len(curves) > 1 else ():
+        axes.plot(x, curve, color=colour(arm), linewidth=0.8, alpha=0.45, marker="." if x.size == 1 else "")
+    gap = max(1, x.size // 6)  # markers of different arms stand apart, so that no curve hides another's
+    axes.plot(
+        x,
+        mean,
+        color=colour(arm),
+        linewidth=2.2,
+        marker=marker,
+        markersize=5,
+        markevery=(_index(arm) % gap, gap),
+        label=f"{arm}, n = {len(curves)}",
+    )
+    return float(mean[-1])
+
+
+def _ending(last: dict[str, float], form: str, unit: str) -> str:
+    unit = "%" if unit == "%" else ""
+    values = {arm: f"{value:{form}}{unit}" if np.isfinite(value) else "not finite" for arm, value in last.items()}
+    return _wrapped("Last epoch: ", [f"{arm} {value}" for arm, value in values.items()])
+
+
+def _wrapped(start: str, parts: Sequence[str]) -> str:
+    """Join by commas, with a line break before what would run out of the figure."""
+    return textwrap.fill(start + ", ".join(part.replace(" ", "\0") for part in parts), 62).replace("\0", " ")
+
+
+def _by_step(findings: Findings) -> Figure:
+    figure, axes = _canvas()
+    moved = []
+    for arm in findings.arms:
+        runs = [100 * np.array(run.test.accuracy) for run in findings.runs(arm)]
+        curves = np.array([run[: min(map(len, runs))] for run in runs])
+        if curves.shape[1] == 1:
+            _plot_level(axes, arm, curves[:, 0])
+            continue
+        end = _plot_runs(axes, arm, np.arange(float(curves.shape[1])), curves)
+        moved.append(f"{arm} {curves[:, 0].mean():.2f} to {end:.2f}%")
+    axes.set_xlabel("Refinement step τ")
+    axes.set_ylabel("Test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _title(axes, "Does refining help? A rising line says yes", _wrapped("", moved))
+    _legend(figure, axes)
+    return figure
+
+
+def _plot_level(axes: Axes, arm: str, scores: Curve) -> None:
+    for score in scores if scores.size > 1 else ():
+        axes.axhline(float(score), color=colour(arm), linewidth=0.8, alpha=0.45)
+    label = f"{arm}, n = {scores.size}"
+    axes.axhline(float(scores.mean()), color=colour(arm), linewidth=2.2, linestyle="--", label=label)
+
+
+def _differences(findings: Findings) -> Figure:
+    comparisons = [comparison for comparison in findings.comparisons if comparison.n]
+    figure, axes = _canvas(1.9 + 0.6 * len(comparisons))
+    for row, comparison in enumerate(comparisons):
+        _plot_difference(axes, row, comparison)
+    axes.axvline(0, color=_INK, linewidth=1)
+    axes.set_yticks(range(len(comparisons)), [comparison.treatment for comparison in comparisons])
+    axes.set_ylim(len(comparisons) - 0.5, -0.5)
+    axes.set_xlabel(f"Test accuracy minus {BASELINE}, same seed (points)")
+    _title(axes, "Upper row: mean and 95% interval; lower row: every seed", _shown(comparisons))
+    return figure
+
+
+def _shown(comparisons: Sequence[Comparison]) -> str:
+    if not any(comparison.t_test for comparison in comparisons):
+        return "No test possible"
+    shown = [comparison.treatment for comparison in comparisons if comparison.difference_shown]
+    return _wrapped("Difference shown for: ", shown) if shown else "No difference shown"
+
+
+def _plot_difference(axes: Axes, row: int, comparison: Comparison) -> None:
+    arm, n = comparison.treatment, comparison.n
+    marker = _MARKERS[_index(arm)]
+    heights = row + 0.12 + 0.12 * (np.arange(n) % 2)  # two levels, so that near-equal runs stay apart
+    axes.scatter(comparison.differences, heights, color=colour(arm), marker=marker, alpha=0.55, s=26)
+    mean = float(np.mean(comparison.differences))
+    axes.scatter([mean], [row - 0.15], color=colour(arm), marker=marker, s=80)
+    if comparison.t_interval:
+        low, high = comparison.t_interval.low, comparison.t_interval.high
+        axes.plot([low, high], [row - 0.15] * 2, color=colour(arm), linewidth=2.2)

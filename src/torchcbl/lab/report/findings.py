@@ -1,0 +1,167 @@
+"""What a study's records say, worked out once for the tables, the figures and the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from torchcbl.lab.recipe import EXTENSIBLE, Recipe
+from torchcbl.lab.records import Record, run_name
+from torchcbl.lab.report.verdict import verdict
+from torchcbl.lab.statistics import Comparison, Summary, compare_all, summarise
+
+BASELINE = "standard"
+PAPER_SEEDS, PAPER_EPOCHS = 5, 20
+# What may differ between the records of one study: it can be extended by arms and seeds.
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Hold a study's recipe and records, and answer what the report asks of them.
+
+    Args:
+        recipe: What was asked for.
+        records: What was finished; at least one.
+
+    Raises:
+        ValueError: There are no records, two of the same run, or one that was made with another recipe.
+    """
+
+    recipe: Recipe
+    records: tuple[Record, ...]
+
+    def __post_init__(self) -> None:
+        if not self.records:
+            raise ValueError("no finished run to report: run `torchcbl compare` until one run has finished")
+        names = [record.name for record in self.records]
+        for record in self.records:
+            if names.count(record.name) > 1:
+                raise ValueError(f"two records of the run {record.name}, expected one: delete one of the files")
+            _check_recipe(record, self.recipe)
+
+    @cached_property
+    def arms(self) -> tuple[str, ...]:
+        """Arms with a finished run, in the recipe's order."""
+        finished = {record.arm for record in self.records}
+        known = [arm for arm in self.recipe.arms if arm in finished]
+        return (*known, *sorted(finished - set(known)))
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds with a finished run of any arm, in order."""
+        return tuple(sorted({record.seed for record in self.records}))
+
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """Runs that the recipe asks for and that have no record."""
+        finished = {record.name for record in self.records}
+        expected = [run_name(arm, seed) for arm in self.recipe.arms for seed in range(self.recipe.seeds)]
+        return tuple(name for name in expected if name not in finished)
+
+    def runs(self, arm: str) -> list[Record]:
+        """Return the finished runs of an arm, ordered by seed."""
+        return sorted((record for record in self.records if record.arm == arm), key=lambda record: record.seed)
+
+    def scores(self, arm: str) -> dict[int, float]:
+        """Return the test accuracy of the answer y_T by seed, in per cent."""
+        return {record.seed: 100 * record.test.accuracy[-1] for record in self.runs(arm)}
+
+    @cached_property
+    def summaries(self) -> dict[str, Summary]:
+        """Summary of every arm's test accuracies, in per cent."""
+        return {arm: summarise(list(self.scores(arm).values())) for arm in self.arms}
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Every other arm against `standard`, in points of test accuracy."""
+        return compare_all({arm: self.scores(arm) for arm in self.arms}, BASELINE)
+
+    @property
+    def label(self) -> str:
+        """What this is: data, seeds, epochs, and how that falls short of the paper's protocol."""
+        seeds, epochs = len(self.seeds), self.recipe.epochs
+        label = f"{self.recipe.name}: {_count(seeds, 'seed')}, {_count(epochs, 'epoch')}"
+        if self.recipe.data == "cifar10" and (seeds < PAPER_SEEDS or epochs < PAPER_EPOCHS):
+            label += f" (the paper's protocol: {PAPER_SEEDS} seeds, {PAPER_EPOCHS} epochs)"
+        if self.recipe.data != "cifar10":
+            label += f" on {self.recipe.data} (not the paper's data)"
+        return label
+
+    @property
+    def progress(self) -> str:
+        """How much of the study is there, and which runs are missing."""
+        expected = len(self.recipe.arms) * self.recipe.seeds
+        if not self.missing:
+            return f"Complete: all {_count(expected, 'run')} finished."
+        finished = expected - len(self.missing)
+        return f"Partial: {finished} of {expected} runs finished; missing: {', '.join(self.missing)}."
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One sentence per comparison, or one that says why there is none."""
+        if BASELINE not in self.arms:
+            return [f"No finished run of the arm {BASELINE}: nothing to compare with."]
+        if not self.comparisons:
+            return [f"No finished run of another arm than {BASELINE}: nothing to compare it with."]
+        return [verdict(comparison) for comparison in self.comparisons]
+
+    @property
+    def costs(self) -> list[str]:
+        """One sentence per arm on what it costs beside the baseline."""
+        if BASELINE not in self.arms:
+            return []
+        return [
+            f"{arm} takes {self.relative(arm, 'inference'):.2f} times the FLOPs per image and "
+            f"{self.relative(arm, 'training'):.2f} times the training time of {BASELINE}."
+            for arm in self.arms
+            if arm != BASELINE
+        ]
+
+    def relative(self, arm: str, what: str) -> float:
+        """Return the arm's cost over the baseline's: `inference` FLOPs or `training` seconds; else NaN."""
+        if BASELINE not in self.arms:
+            return math.nan
+        cost, baseline = (self._cost(name, what) for name in (arm, BASELINE))
+        return cost / baseline if baseline > 0 else math.nan
+
+    def _cost(self, arm: str, what: str) -> float:
+        runs = self.runs(arm)
+        values = [run.seconds[what] if what == "training" else run.flops[what] for run in runs]
+        return math.fsum(values) / len(values)
+
+    def distinct(self, what: str) -> dict[str, str]:
+        """Return the values of `versions` or `machine` by key; where runs differ, all of them."""
+        mappings: list[Mapping[str, object]] = [getattr(record, what) for record in self.records]
+        keys = dict.fromkeys(key for mapping in mappings for key in mapping)
+        return {
+            key: "; ".join(dict.fromkeys(str(mapping[key]) for mapping in mappings if key in mapping)) for key in keys
+        }
+
+
+def findings_of(records: Sequence[Record]) -> Findings:
+    """Take the findings of records alone: the recipe is the one that they carry.
+
+    Raises:
+        ValueError: There are no records, two of the same run, or of different recipes.
+    """
+    if not records:
+        raise ValueError("no finished run to report: run `torchcbl compare` until one run has finished")
+    largest = max(records, key=lambda record: cast("int", record.recipe["seeds"]))
+    return Findings(Recipe(**cast("dict[str, Any]", largest.recipe)), tuple(records))
+
+
+def _check_recipe(record: Record, recipe: Recipe) -> None:
+    for key, expected in recipe.as_dict().items():
+        found = record.recipe.get(key)
+        if key not in EXTENSIBLE and found != expected:
+            raise ValueError(
+                f"record {record.name} was made with {key} = {found!r}, the study's recipe has {expected!r}: "
+                "runs of two recipes cannot be compared; move it away and run `torchcbl compare` again"
+            )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

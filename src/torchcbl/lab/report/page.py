@@ -1,0 +1,62 @@
+"""The report as one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib import resources
+from string import Template
+
+from matplotlib.figure import Figure
+
+from torchcbl.lab.report import tables
+from torchcbl.lab.report.figures import as_svg
+from torchcbl.lab.report.findings import BASELINE, Findings
+
+_LINES = "Thin: single runs; thick: mean."
+_CAPTIONS = {
+    "validation_loss": f"Validation loss of the answer y_T by epoch (the paper's Figure 2). {_LINES}",
+    "validation_accuracy": f"Validation accuracy of the answer y_T by epoch (the paper's Figure 3). {_LINES}",
+    "accuracy_by_step": f"Test accuracy of y_τ after each step; dashed: {BASELINE}, without steps. {_LINES}",
+    "paired_differences": "Points per seed. An interval across 0 leaves both signs possible.",
+}
+
+
+def render(findings: Findings, figures: Mapping[str, Figure]) -> str:
+    """Write the page: verdicts first, then results, figures, cost, recipe and surroundings.
+
+    Args:
+        findings: Of the study.
+        figures: As `draw` returns them.
+
+    Returns:
+        HTML with the figures inside, without any reference to another file or address.
+    """
+    template = Template(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
+    sections = {name: _figure(name, figure) for name, figure in figures.items()}
+    return template.substitute(
+        title=escape(f"{findings.recipe.name}: with and without feedback"),
+        label=escape(findings.label),
+        progress=escape(findings.progress),
+        progress_class="partial" if findings.missing else "complete",
+        verdicts=_paragraphs(findings.verdicts),
+        costs=_paragraphs(findings.costs),
+        results=tables.results(findings).as_html(),
+        differences=tables.differences(findings).as_html() if findings.comparisons else "",
+        paired_figure=sections.get("paired_differences", ""),
+        learning=sections["validation_loss"] + sections["validation_accuracy"],
+        steps_figure=sections["accuracy_by_step"],
+        steps_table=tables.by_step(findings).as_html(),
+        cost=tables.cost(findings).as_html(),
+        recipe=tables.recipe(findings).as_html(),
+        surroundings=tables.surroundings(findings).as_html(),
+    )
+
+
+def _paragraphs(sentences: Iterable[str]) -> str:
+    return "\n".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+
+
+def _figure(name: str, figure: Figure) -> str:
+    caption = escape(_CAPTIONS[name])
+    return f"<figure>{as_svg(figure, name)}<figcaption>{caption}</figcaption></figure>\n"

@@ -1,0 +1,78 @@
+"""A comparison in plain words; the sentence is allowed to say that nothing was shown."""
+
+from __future__ import annotations
+
+from torchcbl.lab.statistics import Comparison
+
+
+def verdict(comparison: Comparison) -> str:
+    """Say the outcome of a comparison in one plain sentence, and which runs it had to leave out.
+
+    A difference counts as shown where the p-value, corrected for the number of comparisons, is below 0.05.
+    "No difference shown" does not mean that there is none: the interval says what is left possible.
+
+    Args:
+        comparison: As `compare` or `compare_all` returns it, in points.
+
+    Example:
+        >>> from torchcbl.lab.statistics import compare
+        >>> baseline = {0: 80.2, 1: 80.4, 2: 80.5}
+        >>> print(verdict(compare({0: 80.6, 1: 81.3, 2: 80.1}, baseline, names=("cbl", "standard"))))
+        cbl scored 0.30 points higher than standard on average (95% interval -1.33 to 1.93, 3 paired runs,
+        p = 0.51): no difference shown.
+        >>> print(verdict(compare({0: 80.6}, {0: 80.2}, names=("cbl", "standard"))))
+        cbl scored 0.40 points higher than standard in the only paired run: no test possible with one seed.
+    """
+    return _outcome(comparison) + _left_out(comparison)
+
+
+def format_p(p: float) -> str:
+    """Write a p-value: two significant digits, never "0".
+
+    Example:
+        >>> format_p(0.0312), format_p(0.62), format_p(1e-7)
+        ('= 0.031', '= 0.62', '< 0.0001')
+    """
+    return "< 0.0001" if p < 0.0001 else f"= {float(f'{p:.2g}'):.4g}"
+
+
+def _outcome(comparison: Comparison) -> str:
+    treatment, baseline, n = comparison.treatment, comparison.baseline, comparison.n
+    if comparison.mean is None:
+        return f"{treatment} and {baseline} have no finished seed in common: no comparison possible."
+    if not any(comparison.differences):
+        runs = "the only paired run: no test possible with one seed" if n == 1 else _all_runs(n)
+        return f"{treatment} and {baseline} scored the same in {runs}."
+    direction = "higher" if comparison.mean > 0 else "lower"
+    scored = f"{treatment} scored {abs(comparison.mean):.2f} points {direction} than {baseline}"
+    if n == 1:
+        return f"{scored} in the only paired run: no test possible with one seed."
+    if comparison.p_holm is None:
+        return f"{scored} in each of {n} paired runs: no test possible without spread."
+    shown = "a difference is shown" if comparison.difference_shown else "no difference shown"
+    return (
+        f"{scored} on average (95% interval {comparison.t_interval}, {n} paired runs, "
+        f"p {format_p(comparison.p_holm)}{_correction(comparison)}): {shown}."
+    )
+
+
+def _all_runs(n: int) -> str:
+    return f"all {n} paired runs: no difference shown"
+
+
+def _correction(comparison: Comparison) -> str:
+    count = comparison.num_comparisons
+    return f" after Holm's correction for {count} comparisons" if count > 1 else ""
+
+
+def _left_out(comparison: Comparison) -> str:
+    text = ""
+    if comparison.unpaired:
+        text += f" Left out: {_seeds(comparison.unpaired)}, finished in only one of the two arms."
+    if comparison.not_finite:
+        text += f" Left out: {_seeds(comparison.not_finite)}, with a score that is not finite."
+    return text
+
+
+def _seeds(seeds: tuple[int, ...]) -> str:
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))

@@ -1,0 +1,51 @@
+"""Loss and accuracy at every step tau, summed over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Scores:
+    """Sum up cross entropy and right answers per step tau; nothing leaves the device until it is asked for.
+
+    Example:
+        >>> scores = Scores()
+        >>> scores.add([torch.tensor([[2.0, 0.0], [2.0, 0.0]])], torch.tensor([0, 1]))
+        >>> scores.n, scores.accuracy
+        (2, (0.5,))
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._losses: Tensor | None = None
+        self._rights: Tensor | None = None
+
+    def add(self, outputs: Sequence[Tensor], target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            outputs: Logits y_0..y_T, each (B, K).
+            target: Classes (B,).
+        """
+        stacked = torch.stack(tuple(outputs)).detach()
+        losses = torch.stack([F.cross_entropy(y.float(), target, reduction="sum") for y in stacked])
+        rights = (stacked.argmax(-1) == target).sum(-1)
+        self._losses = losses if self._losses is None else self._losses + losses
+        self._rights = rights if self._rights is None else self._rights + rights
+        self.n += len(target)
+
+    @property
+    def loss(self) -> tuple[float, ...]:
+        """Mean cross entropy per step tau."""
+        assert self._losses is not None
+        return tuple(value / self.n for value in self._losses.tolist())
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        """Fraction of right answers per step tau."""
+        assert self._rights is not None
+        return tuple(value / self.n for value in self._rights.tolist())

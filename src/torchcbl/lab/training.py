@@ -1,0 +1,178 @@
+"""One run: train, validate at every step, test once, leave a record; interrupted, go on where it was."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+
+import safetensors.torch
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+
+import torchcbl as cbl
+from torchcbl.files import write_atomically
+from torchcbl.lab.arms import example_images
+from torchcbl.lab.checkpoints import DurableCheckpointIO, usable_checkpoint
+from torchcbl.lab.costs import count_flops, count_parameters
+from torchcbl.lab.data import load_data
+from torchcbl.lab.experiment import Experiment
+from torchcbl.lab.machine import describe_machine, versions
+from torchcbl.lab.records import SCHEMA, Record, write_record
+from torchcbl.lab.runs import Run, RunState
+
+REPORT_SECONDS = 2.0
+
+
+def train(run: Run, report: Callable[[RunState], None] = lambda state: None) -> Record:
+    """Train one run to its end, from its checkpoint if there is one, and write its record and weights.
+
+    With the same number of threads, a run that was interrupted, by whatever, ends with the same numbers as one
+    that was not, bit for bit.
+
+    Args:
+        run: What to train and where its files lie.
+        report: Called with the state of the training, every few seconds and at the end of each epoch.
+
+    Returns:
+        The record, which has also been written to `run.record`.
+
+    Raises:
+        OSError: A file could not be written.
+    """
+    dataset = load_data(run.recipe.data, folder=run.data, validation_size=run.recipe.validation_size)
+    experiment = Experiment(run, dataset)
+    for half_written in run.folder.glob(f".{run.checkpoint.name}.*"):
+        half_written.unlink()
+    with _quiet():
+        checkpoint = usable_checkpoint(run.checkpoint)
+        trainer = _trainer(run, report)
+        trainer.fit(experiment, ckpt_path=checkpoint)
+        trainer.test(experiment, verbose=False)
+    record = _record(run, experiment, trainer.strategy.root_device.type)
+    save_model(run, experiment.model)
+    write_record(run.out, record)
+    run.checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def save_model(run: Run, model: nn.Module) -> None:
+    """Keep a run's weights in `run.model`."""
+    model.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if isinstance(model, cbl.ContextLoop):
+        model.save(str(run.model), include_backbone=True)
+    else:
+        write_atomically(run.model / "model.safetensors", safetensors.torch.save(model.state_dict()))
+
+
+class _Reporter(Callback):
+    """Report every few seconds and at the end of each epoch."""
+
+    def __init__(self, report: Callable[[RunState], None]) -> None:
+        self.report = report
+        self.since, self.images_then, self.speed = time.monotonic(), 0, 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.since, self.images_then = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self.since >= REPORT_SECONDS:
+            self._measure(module)
+            self._send(module, epoch_finished=False)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._measure(module)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._send(module, epoch_finished=True)
+
+    def _measure(self, module: LightningModule) -> None:
+        assert isinstance(module, Experiment)
+        now = time.monotonic()
+        if module.images_seen > self.images_then:
+            self.speed = (module.images_seen - self.images_then) / max(now - self.since, 1e-9)
+        self.since, self.images_then = now, module.images_seen
+
+    def _send(self, module: LightningModule, epoch_finished: bool) -> None:
+        assert isinstance(module, Experiment)
+        share = 1.0 if epoch_finished else module.images_seen / len(module.dataset.train)
+        self.report(
+            RunState(
+                epoch=module.current_epoch + 1,
+                done=(module.current_epoch + share) / module.run.recipe.epochs,
+                images_per_second=self.speed,
+                train_loss=module.train_loss,
+                validation_accuracy=module.epochs[-1].validation_accuracy[-1] if module.epochs else None,
+                epoch_finished=epoch_finished,
+            )
+        )
+
+
+def _trainer(run: Run, report: Callable[[RunState], None]) -> Trainer:
+    """Make a Trainer that keeps one checkpoint, the last finished epoch's, and prints nothing."""
+    shutil.rmtree(run.folder / "logs", ignore_errors=True)
+    keep = ModelCheckpoint(
+        dirpath=run.folder,
+        filename=run.checkpoint.stem,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return Trainer(
+        max_epochs=run.recipe.epochs,
+        accelerator="auto",
+        devices=1,
+        deterministic="warn",
+        logger=[loggers(run.folder, name="logs", version="") for loggers in (CSVLogger, TensorBoardLogger)],
+        callbacks=[keep, _Reporter(report)],
+        plugins=[DurableCheckpointIO()],
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run.folder,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's tips to itself; warnings that are our own pass."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*not have many workers.*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _record(run: Run, experiment: Experiment, device: str) -> Record:
+    model = experiment.model.to("cpu")
+    backbone = model.backbone if isinstance(model, cbl.ContextLoop) else model
+    assert experiment.test_record is not None
+    return Record(
+        schema=SCHEMA,
+        study=run.recipe.name,
+        arm=run.arm,
+        seed=run.seed,
+        recipe=run.recipe.as_dict(),
+        versions=versions(),
+        machine=describe_machine(torch.get_num_threads(), device),
+        parameters=count_parameters(model, backbone),
+        flops=count_flops(model, example_images(experiment.dataset.image_shape, size=1)),
+        epochs=tuple(experiment.epochs),
+        test=experiment.test_record,
+        seconds={"training": sum(epoch.seconds for epoch in experiment.epochs), "total": experiment.seconds},
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )

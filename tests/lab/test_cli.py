@@ -1,0 +1,134 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchcbl
+from torchcbl.lab.cli import main
+
+TINY = ["--seeds=1", "--epochs=1", "--jobs=2", "--set", "width=4", "--set", "batch_size=100"]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "torchcbl", *words], capture_output=True, text=True, check=False)
+
+
+def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("torchcbl: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "out"
+    finished = run("compare", *TINY, "--arms=standard,cbl", f"--out={out}")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert "standard" in finished.stdout.split("[2/2]")[1]
+    assert finished.stdout.rstrip().endswith(f"report: {out / 'report.html'}")
+    return out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["compare", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom torchcbl.lab.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'rich', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "torchcbl" in finished.stdout
+
+
+def test_version_and_module_call() -> None:
+    assert run("--version").stdout == f"torchcbl {torchcbl.__version__}\n"
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("compare", "report", "sites", "audit"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert f"examples:\n  torchcbl {command}" in capsys.readouterr().out
+
+
+def test_compare_leaves_a_study(study: Path) -> None:
+    assert {path.name for path in study.iterdir()} >= {"recipe.toml", "records", "runs", "report.html", "table.md"}
+
+
+def test_compare_again_repeats_nothing(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *TINY, "--arms=standard,cbl", f"--out={study}"]) == 0
+    output = capfd.readouterr().out
+    assert "epoch" not in output.split("report:")[0].split("Test accuracy")[0]
+    assert "report: " in output
+
+
+def test_another_study_in_the_folder(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "steps is 2 there, 3 here" in failure(capsys, "compare", *TINY, "--set=steps=3", f"--out={study}")
+
+
+def test_report_is_rebuilt(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study / "report.html").unlink()
+    assert main(["report", str(study)]) == 0
+    assert (study / "report.html").is_file()
+    assert str(study / "report.html") in capsys.readouterr().out
+
+
+def test_audit_of_a_loop_and_of_the_plain_network(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(study / "runs" / "cbl-seed0")]) == 0
+    output = capsys.readouterr().out
+    assert all(f"block{i}" in output for i in (1, 2, 3))
+    assert main(["audit", str(study / "runs" / "standard-seed0")]) == 0
+    assert "standard-seed0 is the plain network" in capsys.readouterr().out
+
+
+def test_a_failed_run_gives_exit_code_1_and_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "cbl-seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "cbl-seed0" / "model").write_text("in the way")
+    assert main(["compare", *TINY, "--arms=standard,cbl", f"--out={tmp_path}"]) == 1
+    output, errors = capsys.readouterr()
+    assert errors.startswith("torchcbl: error: cbl-seed0 failed: ")
+    assert str(tmp_path / "runs" / "cbl-seed0" / "output.log") in errors
+    assert errors.count("\n") == 1
+    assert "report: " in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "demoo"], "unknown recipe 'demoo': did you mean 'demo'?"),
+        (["compare", "--set", "epoch=3"], "unknown recipe key 'epoch': did you mean 'epochs'"),
+        (["compare", "--set", "epochs"], "--set needs key=value, got 'epochs'"),
+        (["compare", "--set", "epochs=few"], "'epochs' must be a whole number"),
+        (["compare", "--arms", "cbl,gate"], "unknown arm 'gate'"),
+        (["compare", "--seeds", "0"], "'seeds' must be >= 1"),
+        (["compare", "--jobs", "0", "--out", "{}"], "jobs must be >= 1"),
+        (["compare", "cifar10", "--data", "{}/none", "--out", "{}"], "none"),
+        (["report", "{}/none"], "holds no study"),
+        (["audit", "{}/none"], "is no run: give OUT/runs/<arm>-seed<k>"),
+        (["audit", "{}/runs/cbl-seed0"], "recipe.toml is not there"),
+        (["sites", "Resnet"], "must be StandardCNN, package.module:callable"),
+    ],
+)
+def test_a_users_error_is_one_line_without_traceback(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in failure(capsys, *(word.format(tmp_path) for word in words))
+
+
+def test_an_unfinished_run_cannot_be_audited(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no weights" in failure(capsys, "audit", str(study / "runs" / "cbl-seed7"))
+
+
+def test_sites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sites", "StandardCNN", "--input", "1,3,32,32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["block1", "Sequential", "2,800", "parameters", "h:", "(B,", "16,", "16,", "16)"]
+    assert main(["sites", "StandardCNN"]) == 0
+    assert "--input SHAPE" in capsys.readouterr().out

@@ -1,0 +1,370 @@
+"""The report: rebuilt from recipe and records alone, complete or partial, with one run or many.
+
+The records here are synthetic (a seeded function below); they only have the shape of real ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchcbl.lab.recipe import Recipe, load_recipe
+from torchcbl.lab.records import EpochRecord, Record, TestRecord, read_records, write_record
+from torchcbl.lab.report import build_report, table, tables
+from torchcbl.lab.report.figures import as_svg, colour, draw
+from torchcbl.lab.report.findings import Findings, findings_of
+from torchcbl.lab.report.verdict import format_p, verdict
+from torchcbl.lab.statistics import compare, compare_all
+
+ARMS = ("standard", "cbl", "cbl-gate")
+
+
+def a_recipe(arms: tuple[str, ...] = ARMS, seeds: int = 2, epochs: int = 3, name: str = "cifar10") -> Recipe:
+    return dataclasses.replace(load_recipe(name), arms=arms, seeds=seeds, epochs=epochs)
+
+
+def a_record(recipe: Recipe, arm: str, seed: int) -> Record:
+    rng = np.random.default_rng([ARMS.index(arm), seed])
+    loops = 1 if arm == "standard" else recipe.steps + 1
+    epochs = []
+    for epoch in range(1, recipe.epochs + 1):
+        share = 1 - math.exp(-epoch / 4)
+        accuracy = np.clip(0.10 + 0.69 * share + 0.01 * rng.normal(size=loops), 0, 1)
+        loss = 2.3 - 1.6 * share + 0.02 * rng.normal(size=loops)
+        rate = recipe.learning_rate / 2 ** ((epoch - 1) // 5)
+        epochs.append(EpochRecord(epoch, rate, loss[-1] - 0.1, tuple(loss), tuple(accuracy), 40.0 * loops))
+    test = epochs[-1].validation_accuracy
+    return Record(
+        schema=1,
+        study=recipe.name,
+        arm=arm,
+        seed=seed,
+        recipe=recipe.as_dict(),
+        versions={"torchcbl": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
+        machine={"system": "Linux", "processor": "some processor", "cores": 2, "threads": 1, "device": "cpu"},
+        parameters={"backbone": 336_794, "added": 0 if arm == "standard" else 21_000},
+        flops={"first": 1.2e7, "step": 1.1e7 * (loops > 1), "inference": 1.2e7 + 1.1e7 * (loops - 1)},
+        epochs=tuple(epochs),
+        test=TestRecord(10_000, epochs[-1].validation_loss, tuple(round(value, 4) for value in test)),
+        seconds={"training": 40.0 * loops * recipe.epochs + seed, "total": 50.0 * loops * recipe.epochs},
+        finished="2026-01-01T00:00:00+00:00",
+    )
+
+
+def a_study(recipe: Recipe) -> list[Record]:
+    return [a_record(recipe, arm, seed) for arm in recipe.arms for seed in range(recipe.seeds)]
+
+
+def write_study(folder: Path, recipe: Recipe, records: list[Record]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(recipe.as_toml(), "utf-8")
+    for record in records:
+        write_record(folder, record)
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its ids, tables and text, and checks that its elements nest."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "xlink:href", "srcset", "data"):
+                self.references.append(value or "")
+            if key == "id":
+                self.ids.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
+    recipe = a_recipe()
+    report = build_report(write_study(tmp_path, recipe, a_study(recipe)))
+    source = report.page.read_text("utf-8")
+    page = Page(source)
+    assert page.open == []
+    assert page.references, "the figures' glyphs are referred to inside the page"
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {reference[1:] for reference in page.references} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "@import" not in source
+    assert "url(http" not in source
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("table") == 6
+    assert "cifar10: 2 seeds, 3 epochs (the paper's protocol: 5 seeds, 20 epochs)" in page.text
+    assert "Complete: all 6 runs finished." in page.text
+    for sentence in findings_of(a_study(recipe)).verdicts:
+        assert sentence in page.text
+    assert 'name="viewport"' in source
+    assert "$" not in page.text
+    assert [path.name for path in report.figures] == [
+        "validation_loss.png",
+        "validation_accuracy.png",
+        "accuracy_by_step.png",
+        "paired_differences.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.figures)
+
+
+def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    recipe = a_recipe()
+    reports = [build_report(write_study(tmp_path / name, recipe, a_study(recipe))) for name in "ab"]
+    for paths in zip(*((report.page, report.table, *report.figures) for report in reports), strict=True):
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_numbers_in_the_table_are_the_records(tmp_path: Path) -> None:
+    recipe = a_recipe()
+    records = a_study(recipe)
+    text = build_report(write_study(tmp_path, recipe, records)).table.read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| cbl |")]
+    scores = [100 * record.test.accuracy[-1] for record in records if record.arm == "cbl"]
+    assert rows[0][1:3] == [f"{score:.2f}" for score in scores]
+    mean, std = np.mean(scores), np.std(scores, ddof=1)
+    assert rows[0][3:] == [f"{mean:.2f} ± {std:.2f}", "2", "cpu", "360"]
+    baseline = [100 * record.test.accuracy[-1] for record in records if record.arm == "standard"]
+    paired = [f"{one - other:+.2f}" for one, other in zip(scores, baseline, strict=True)]
+    assert rows[1][-1] == " ".join(paired)
+    assert "cbl takes 2.83 times the FLOPs per image and 2.99 times the training time of standard." in text
+
+
+def test_markdown_rows_have_as_many_cells_as_the_header(tmp_path: Path) -> None:
+    recipe = a_recipe(seeds=3)
+    text = build_report(write_study(tmp_path, recipe, a_study(recipe))).table.read_text("utf-8")
+    for block in text.split("\n\n"):
+        counts = {line.count("|") for line in block.splitlines() if line.startswith("|")}
+        assert len(counts) <= 1
+
+
+@pytest.mark.parametrize(("seeds", "epochs"), [(1, 1), (1, 3), (2, 1)])
+def test_smallest_studies_build(tmp_path: Path, seeds: int, epochs: int) -> None:
+    recipe = a_recipe(seeds=seeds, epochs=epochs)
+    records = a_study(recipe)
+    text = Page(build_report(write_study(tmp_path, recipe, records)).page.read_text("utf-8")).text
+    assert ("no test possible with one seed" in text) is (seeds == 1)
+    axes = draw(findings_of(records))["validation_loss"].axes[0]
+    titles = draw(findings_of(records))["paired_differences"].axes[0].get_title(loc="left")
+    assert ("No test possible" in titles) is (seeds == 1)
+    assert all(line.get_marker() not in ("", "None") for line in axes.lines if line.get_linewidth() > 2)
+
+
+def test_partial_study_names_the_missing_runs(tmp_path: Path) -> None:
+    recipe = a_recipe()
+    records = [record for record in a_study(recipe) if record.name not in ("cbl-seed1", "cbl-gate-seed0")]
+    page = Page(build_report(write_study(tmp_path, recipe, records)).page.read_text("utf-8"))
+    assert "Partial: 4 of 6 runs finished; missing: cbl-seed1, cbl-gate-seed0." in page.text
+    assert "Left out: seed 1, finished in only one of the two arms." in page.text
+
+
+@pytest.mark.parametrize(
+    ("arms", "sentence"),
+    [
+        (("standard",), "No finished run of another arm than standard: nothing to compare it with."),
+        (("cbl", "cbl-gate"), "No finished run of the arm standard: nothing to compare with."),
+    ],
+)
+def test_nothing_to_compare_is_said(tmp_path: Path, arms: tuple[str, ...], sentence: str) -> None:
+    recipe = a_recipe(arms=arms)
+    report = build_report(write_study(tmp_path, recipe, a_study(recipe)))
+    assert sentence in Page(report.page.read_text("utf-8")).text
+    assert sentence in report.table.read_text("utf-8")
+    assert "paired_differences.png" not in [path.name for path in report.figures]
+
+
+def test_non_finite_losses_are_drawn_as_gaps_and_named(tmp_path: Path) -> None:
+    recipe = a_recipe()
+    records = a_study(recipe)
+    bad = dataclasses.replace(records[2].epochs[-1], train_loss=math.nan, validation_loss=(math.nan,) * 3)
+    records[2] = dataclasses.replace(records[2], epochs=(*records[2].epochs[:-1], bad))
+    folder = write_study(tmp_path, recipe, records)
+    read_back = next(record for record in read_records(folder) if record.name == records[2].name)
+    assert math.isnan(read_back.epochs[-1].validation_loss[-1])
+    build_report(folder)
+    axes = draw(findings_of(records))["validation_loss"].axes[0]
+    assert "cbl not finite" in axes.get_title(loc="left")
+    means = [np.asarray(line.get_ydata()) for line in axes.lines if line.get_linewidth() > 2]
+    assert [bool(np.isfinite(mean[-1])) for mean in means] == [True, False, True]
+
+
+def test_figures_show_every_run_and_the_mean() -> None:
+    recipe = a_recipe(seeds=5, epochs=4)
+    records = a_study(recipe)
+    figures = draw(findings_of(records))
+    for name in ("validation_loss", "validation_accuracy"):
+        lines = figures[name].axes[0].lines
+        for arm in ARMS:
+            of_arm = [line for line in lines if line.get_color() == colour(arm)]
+            assert len(of_arm) == 5 + 1
+            curves = np.array([line.get_ydata() for line in of_arm])
+            np.testing.assert_allclose(curves[:5].mean(axis=0), curves[5])
+    loop = next(line for line in figures["validation_loss"].axes[0].lines if line.get_color() == colour("cbl"))
+    of_answer = [epoch.validation_loss[-1] for epoch in records[5].epochs]  # of y_T, not of step 0
+    np.testing.assert_allclose(np.asarray(loop.get_ydata(), dtype=float), of_answer)
+    accuracy = figures["validation_accuracy"].axes[0]
+    first = [100 * epoch.validation_accuracy[-1] for epoch in records[0].epochs]
+    np.testing.assert_allclose(np.asarray(accuracy.lines[0].get_ydata(), dtype=float), first)
+    assert accuracy.get_ylabel() == "Validation accuracy (%)"
+    differences = figures["paired_differences"].axes[0]
+    shown = np.asarray(differences.collections[0].get_offsets(), dtype=float)[:, 0]
+    np.testing.assert_allclose(shown, findings_of(records).comparisons[0].differences)
+
+
+def test_colours_are_one_per_arm() -> None:
+    assert len({colour(arm) for arm in ARMS}) == len(ARMS)
+    assert colour("some-later-arm") == colour("some-later-arm")
+
+
+def test_svg_ids_carry_the_figure_name() -> None:
+    figure = draw(findings_of(a_study(a_recipe(seeds=1, epochs=1))))["validation_loss"]
+    svg = as_svg(figure, "loss")
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert all(name.startswith("loss-") for name in re.findall(r'\bid="([^"]*)"', svg))
+
+
+def test_terminal_table_is_plain_text() -> None:
+    text = table(a_study(a_recipe(seeds=5)))
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert lines[1].split()[:3] == ["Model", "Seed", "0"]
+    assert [line.split()[0] for line in lines[3:6]] == list(ARMS)
+    assert len({len(line) for line in lines[3:6]}) == 1
+    assert "after Holm's correction for 2 comparisons" in text
+    assert text.endswith("the training time of standard.")
+
+
+def test_label_speaks_of_the_paper_only_where_it_applies() -> None:
+    full = findings_of(a_study(a_recipe(seeds=5, epochs=20)))
+    assert full.label == "cifar10: 5 seeds, 20 epochs"
+    digits = findings_of(a_study(a_recipe(seeds=1, epochs=1, name="demo")))
+    assert digits.label == "demo: 1 seed, 1 epoch on digits (not the paper's data)"
+
+
+def test_differing_machines_are_all_named() -> None:
+    records = a_study(a_recipe(arms=("standard",)))
+    records[1] = dataclasses.replace(records[1], machine={**records[1].machine, "processor": "another"})
+    rows = {row[0]: row[1] for row in tables.surroundings(findings_of(records)).rows}
+    assert rows["processor"] == "some processor; another"
+    assert rows["cores"] == "2"
+
+
+def test_text_from_records_is_escaped() -> None:
+    records = a_study(a_recipe(arms=("standard",)))
+    records[0] = dataclasses.replace(records[0], machine={"processor": "<script>alert(1)</script>"})
+    html = tables.surroundings(findings_of(records)).as_html()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_no_records_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no finished run to report: run `torchcbl compare`"):
+        build_report(write_study(tmp_path, a_recipe(), []))
+    with pytest.raises(ValueError, match="no finished run to report"):
+        table([])
+
+
+def test_runs_of_two_recipes_are_refused(tmp_path: Path) -> None:
+    recipe = a_recipe()
+    records = [a_record(recipe, "standard", 0), a_record(a_recipe(epochs=5), "cbl", 0)]
+    with pytest.raises(ValueError, match=r"record cbl-seed0 was made with epochs = 5, .* has 3"):
+        build_report(write_study(tmp_path, recipe, records))
+
+
+def test_more_seeds_than_before_is_the_same_recipe() -> None:
+    records = [a_record(a_recipe(seeds=1), "standard", 0), a_record(a_recipe(seeds=2), "standard", 1)]
+    assert findings_of(records).recipe.seeds == 2
+
+
+def test_two_records_of_one_run_are_refused() -> None:
+    record = a_record(a_recipe(), "cbl", 0)
+    with pytest.raises(ValueError, match="two records of the run cbl-seed0, expected one"):
+        Findings(a_recipe(), (record, record))
+
+
+def test_missing_recipe_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"recipe\.toml"):
+        build_report(tmp_path)
+
+
+def test_report_needs_no_torch() -> None:
+    code = (
+        "import sys, torchcbl.lab.report.page, torchcbl.lab.report.figures\n"
+        "assert not {'torch', 'lightning'} & set(sys.modules), 'heavy import'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("treatment", "baseline", "sentence"),
+    [
+        ({}, {}, "cbl and standard have no finished seed in common: no comparison possible."),
+        ({0: 2.0}, {0: 1.0}, "in the only paired run: no test possible with one seed."),
+        ({0: 1.0}, {0: 1.0}, "scored the same in the only paired run: no test possible with one seed."),
+        ({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}, "scored the same in all 2 paired runs: no difference shown."),
+        (
+            {0: 1.3, 1: 2.3},
+            {0: 1.0, 1: 2.0},
+            "0.30 points higher than standard in each of 2 paired runs: no test",
+        ),
+        (
+            {0: 1.0, 1: 3.0},
+            {0: 2.0, 1: 2.0},
+            "on average (95% interval -12.71 to 12.71, 2 paired runs, p = 1)",
+        ),
+        ({0: 1.0, 1: 2.1}, {0: 9.0, 1: 9.9}, "7.90 points lower than standard on average"),
+        ({0: 9.0, 1: 9.9}, {0: 1.0, 1: 2.1}, "p = 0.0081): a difference is shown."),
+        ({0: 1.0, 1: 3.0, 2: 4.0}, {0: 2.0, 3: 1.0}, "Left out: seeds 1, 2, 3, finished in only one"),
+        ({0: math.nan, 1: 3.0}, {0: 2.0, 1: 1.0}, "Left out: seed 0, with a score that is not finite."),
+    ],
+)
+def test_verdict_says_what_the_data_carry(
+    treatment: dict[int, float], baseline: dict[int, float], sentence: str
+) -> None:
+    assert sentence in verdict(compare(treatment, baseline, names=("cbl", "standard")))
+
+
+def test_verdict_goes_by_the_corrected_p() -> None:
+    scores = {
+        "standard": {0: 0.0, 1: 0.0, 2: 0.0},
+        "cbl": {0: 1.0, 1: 1.5, 2: 2.0},
+        "cbl-gate": {0: 0.5, 1: -0.5, 2: 0.2},
+    }
+    alone = compare(scores["cbl"], scores["standard"])
+    among = compare_all(scores, "standard")[0]
+    assert verdict(alone).endswith("p = 0.035): a difference is shown.")
+    assert verdict(among).endswith("p = 0.07 after Holm's correction for 2 comparisons): no difference shown.")
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.00045, "= 0.00045"), (0.01249, "= 0.012"), (1.0, "= 1")])
+def test_p_is_written_with_two_digits(p: float, text: str) -> None:
+    assert format_p(p) == text

@@ -1,0 +1,158 @@
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from torchcbl.lab.machine import describe_machine, num_cores, versions
+from torchcbl.lab.progress import Display
+from torchcbl.lab.recipe import Recipe, load_recipe, read_recipe
+from torchcbl.lab.records import Record, read_record, read_records
+from torchcbl.lab.runs import Run
+from torchcbl.lab.study import claim, locked, run_study
+from torchcbl.lab.training import train
+
+TINY = {"width": "4", "epochs": "1", "batch_size": "100", "validation_size": "100"}
+
+
+def tiny(**changes: str) -> Recipe:
+    return load_recipe("demo", {**TINY, "seeds": "1", "arms": '["standard", "cbl"]', **changes})
+
+
+def quiet() -> tuple[Display, io.StringIO]:
+    stream = io.StringIO()
+    return Display(Console(file=stream, highlight=False, soft_wrap=True)), stream
+
+
+def numbers(record: Record) -> Record:
+    epochs = tuple(dataclasses.replace(epoch, seconds=0.0) for epoch in record.epochs)
+    return dataclasses.replace(record, epochs=epochs, seconds={}, finished="")
+
+
+def test_a_study_runs_everything_once_and_can_be_extended(tmp_path: Path) -> None:
+    display, stream = quiet()
+    assert run_study(tiny(), tmp_path, display, jobs=2) == []
+    assert [record.name for record in read_records(tmp_path)] == ["cbl-seed0", "standard-seed0"]
+    assert "cbl-seed0: epoch 1/1, training loss" in stream.getvalue()
+    assert "[2/2]" in stream.getvalue()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+
+    display, stream = quiet()
+    assert run_study(tiny(seeds="2", arms='["standard"]'), tmp_path, display, jobs=1) == []
+    assert "1 of 2 runs are finished already" in stream.getvalue()
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    merged = read_recipe(tmp_path / "recipe.toml")
+    assert (merged.arms, merged.seeds) == (("standard", "cbl"), 2)
+    assert len(read_records(tmp_path)) == 3
+
+
+def test_a_failing_run_does_not_take_the_others_down(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "cbl-seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "cbl-seed0" / "model").write_text("in the way")
+    display, stream = quiet()
+    failures = run_study(tiny(), tmp_path, display, jobs=2)
+    assert [(failure.run.name, "model" in failure.reason) for failure in failures] == [("cbl-seed0", True)]
+    assert "Traceback" in failures[0].run.log.read_text()
+    assert [record.name for record in read_records(tmp_path)] == ["standard-seed0"]
+    assert "cbl-seed0 failed" in stream.getvalue()
+
+
+def test_a_folder_that_holds_another_study_names_what_differs(tmp_path: Path) -> None:
+    claim(tiny(), tmp_path)
+    claim(tiny(seeds="7"), tmp_path)
+    with pytest.raises(ValueError, match=r"another study: epochs is 1 there, 2 here; alpha is 0.0 there, 0.5 here"):
+        claim(tiny(epochs="2", alpha="0.5"), tmp_path)
+    assert read_recipe(tmp_path / "recipe.toml") == tiny(seeds="7")
+
+
+def test_a_damaged_record_stops_the_study(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "cbl-seed0.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cbl-seed0\.json is damaged"):
+        run_study(tiny(), tmp_path, quiet()[0])
+
+
+def test_a_fault_of_the_data_shows_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot hold out 1400"):
+        run_study(tiny(validation_size="1400"), tmp_path, quiet()[0])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_studies_cannot_work_in_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(BlockingIOError, match="another torchcbl is at work in"):
+        run_study(tiny(), tmp_path, quiet()[0])
+    with locked(tmp_path):
+        pass
+
+
+def test_jobs_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="jobs must be >= 1, got 0"):
+        run_study(tiny(), tmp_path, quiet()[0], jobs=0)
+
+
+def test_killed_and_stopped_the_same_command_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    """SIGKILL in the middle of epoch 2, Ctrl-C in the middle of a later one, then to the end."""
+    settings = ["--seeds=1", "--arms=cbl", "--epochs=4", "--set=batch_size=8", "--set=width=4", "--jobs=2"]
+    command = [sys.executable, "-m", "torchcbl", "compare", "demo", *settings, f"--out={tmp_path / 'broken'}"]
+    checkpoint = tmp_path / "broken" / "runs" / "cbl-seed0" / "checkpoint.ckpt"
+
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_for_change(checkpoint, None)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+
+    then = checkpoint.stat().st_mtime_ns
+    second = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_change(checkpoint, then)
+    os.killpg(second.pid, signal.SIGINT)
+    output, errors = second.communicate(timeout=20)
+    assert second.returncode == 130
+    assert "The same command goes on" in errors
+    assert "Traceback" not in errors
+    assert "epoch 1/4" not in output
+    assert not (tmp_path / "broken" / "records" / "cbl-seed0.json").exists()
+
+    third = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "epoch 2/4" not in third.stdout
+    assert "report: " in third.stdout
+    broken = read_record(tmp_path / "broken" / "records" / "cbl-seed0.json")
+    whole = Run(read_recipe(tmp_path / "broken" / "recipe.toml"), "cbl", 0, tmp_path / "whole")
+    assert numbers(broken) == numbers(train_with_threads(whole, max(1, num_cores() // 2)))
+    for name in ("adapters.safetensors", "backbone.safetensors"):
+        models = [tmp_path / n / "runs" / "cbl-seed0" / "model" / name for n in ("broken", "whole")]
+        assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def train_with_threads(run: Run, threads: int) -> Record:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return train(run)
+    finally:
+        torch.set_num_threads(before)
+
+
+def wait_for_change(path: Path, then: int | None) -> None:
+    """Wait until a file has been written anew, and a moment longer."""
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.stat().st_mtime_ns == then:
+        assert time.monotonic() < deadline, f"{path} was not written"
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+
+def test_the_machine_is_described() -> None:
+    machine = describe_machine(threads=3, device="cpu")
+    assert (machine["threads"], machine["device"], machine["cores"]) == (3, "cpu", num_cores())
+    assert machine["system"]
+    assert machine["processor"]
+    assert versions()["torchcbl"] == "0.1.0"
