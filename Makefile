@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint benchmark clean
+.PHONY: help demo test lint tables benchmark clean
 help:
 	@echo "make demo       set up, compare a network with and without feedback on real digits, leave report.html"
 	@echo "make test       set up, run all tests (TORCHCBL_DATA=DIR adds those on real CIFAR-10)"
 	@echo "make lint       formatting, lint and types"
+	@echo "make tables     write the README's tables anew from results/"
 	@echo "make benchmark  the loop's overhead against the same computation written by hand"
 
 $(VENV)/bin/python:
@@ -35,6 +36,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+tables: $(VENV)/.lab
+	$(BIN)/python docs/tables.py
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py

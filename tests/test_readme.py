@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
@@ -21,3 +23,8 @@ def run_snippet() -> str:
 def test_the_first_snippet_prints_what_it_says() -> None:
     expected = re.findall(r"```text\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[0]
     assert run_snippet() == expected
+
+
+def test_the_tables_are_those_of_the_records() -> None:
+    done = subprocess.run([sys.executable, str(README.parent / "docs" / "tables.py"), "--check"], check=False)
+    assert done.returncode == 0, "the README's tables are out of date: run make tables"

@@ -23,7 +23,7 @@ def describe_machine(threads: int, device: str) -> dict[str, object]:
         device: "cpu", "cuda", ...
     """
     return {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": num_cores(),
         "threads": threads,

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from torchcbl.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Plan, Visit
-from torchcbl.step_norm import StepNorm
+from torchcbl.step_norm import Mask, StepNorm, draw_functional
 
 Function = Callable[..., object]
 
@@ -91,7 +91,7 @@ class ReplayedCut(Cut):
 class _Carry:
     call: Call
     tape: list[object]
-    masks: list[Tensor]
+    masks: list[Mask]
 
 
 @dataclass
@@ -104,7 +104,7 @@ class _Run:
     step: int = 0
     raw: Sequence[Tensor] = ()
     tape: list[object] = field(default_factory=list)
-    masks: list[Tensor] = field(default_factory=list)
+    masks: list[Mask] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
     source: Tensor | None = None
     watch: dict[str, tuple[object, list[int]]] | None = None
@@ -249,21 +249,21 @@ class _Run:
 
     def _dropout(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Draw a mask at step 0 and use it again at the later steps."""
-        bound = _DROPOUT_SIGNATURE.bind(*args, **kwargs)
+        bound = inspect.signature(function).bind(*args, **kwargs)  # of all of them: input, p, training, inplace
         bound.apply_defaults()
         x, p, training, inplace = bound.args
         if not training or p == 0.0:
-            return x
+            return function(*args, **kwargs)
         if self.carry is None:
-            mask = function(torch.ones_like(x), p, True)
-            assert isinstance(mask, Tensor)
+            mask, dropped = draw_functional(function, x, p)
             self.masks.append(mask)
         else:
             if self.masks_used >= len(self.carry.masks):
                 raise RuntimeError(self._lost("dropped out more often than before"))
-            mask = self.carry.masks[self.masks_used]
+            scale, shift = self.carry.masks[self.masks_used]
             self.masks_used += 1
-        return x.mul_(mask) if inplace else x * mask
+            dropped = x * scale if shift is None else x * scale + shift
+        return x.copy_(dropped) if inplace else dropped
 
     def _lost(self, what: str) -> str:
         return (
@@ -287,10 +287,14 @@ def _uncompiled(run: _Run, call: Call) -> Tensor:
 _uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 _NEVER_TAPED: set[object] = {torch._C._set_grad_enabled}
-_DROPOUTS: set[object] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
-
-
-_DROPOUT_SIGNATURE = inspect.signature(F.dropout)  # that of the others too
+_DROPOUTS: set[object] = {
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+}
 
 
 def _versions(value: object) -> list[int]:
