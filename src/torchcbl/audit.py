@@ -118,7 +118,9 @@ def dead_adapters_message(audit: Audit) -> str:
     """Explain why adapters cannot move the output, and what to do."""
     dead = ", ".join(f"'{site}'" for site in audit.dead)
     head = f"the adapter at {dead} cannot move the output y_{audit.steps}"
-    if audit.schedule == "literal" and len(audit.adapters) > 1:
+    if audit.alpha == 1.0:
+        why = "alpha = 1 keeps the old state whole, so no adapter is ever heard. Use alpha < 1"
+    elif audit.schedule == "literal" and len(audit.adapters) > 1:
         why = (
             "under schedule='literal' Eq. 8 recomputes the output from the top site alone, y = f(h^L), so what a lower "
             "site refines never reaches it. Use schedule='repropagate' (or 'synchronous')"
@@ -129,8 +131,6 @@ def dead_adapters_message(audit: Audit) -> str:
             f"{len(audit.adapters)} sites needs steps >= {len(audit.adapters)}, got {audit.steps}. "
             "Use more steps, or schedule='repropagate'"
         )
-    elif audit.alpha == 1.0:
-        why = "alpha = 1 keeps the old state whole, so no adapter is ever heard. Use alpha < 1"
     else:
         why = (
             "no path leads from that site to the output, which Eq. 8 recomputes from the sites. "
@@ -144,7 +144,7 @@ def audit_loop(net: ContextLoop, call: Call) -> Audit:
     # a loop with steps = 0 is judged by the fewest steps that would make it live
     config = net.config
     steps = config.steps or find_schedule(config.schedule).min_steps(len(net.sites))
-    with evaluating(net):
+    with torch.inference_mode(False), evaluating(net):
         first, step = _count_flops(net, call)
         adapters = _audit_adapters(net, call, steps)
     added = [*net.adapters.parameters(), *net.context.parameters()]
@@ -163,6 +163,20 @@ def audit_loop(net: ContextLoop, call: Call) -> Audit:
         flops_first=first / _batch_size(call, batch),
         flops_step=step / _batch_size(call, batch),
     )
+
+
+def audit_at_random(net: ContextLoop) -> Audit:
+    """Audit a copy of the loop whose backbone's weights are moved at random, on seeded noise.
+
+    An example of zeros silences a gate, and a last layer that starts at zero silences everything; neither makes an
+    adapter dead for good. What is dead here too has no path to the output.
+    """
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for seed, parameter in enumerate(twin.backbone.parameters()):
+            if parameter.is_floating_point():
+                parameter.add_(0.1 * _noise(parameter, seed))
+    return twin.audit()
 
 
 def _batch_size(call: Call, default: int) -> int:
@@ -206,7 +220,13 @@ def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.M
 
     def probed(index: int, adapter: nn.Module) -> Psi:
         def psi(h: Tensor, z: Tensor) -> Tensor:
+            version = h._version
             refined: Tensor = adapter(h, z)
+            if h._version != version:
+                raise ValueError(
+                    f"{type(adapter).__name__} writes into the hidden state it is given, which later steps need: "
+                    "return a new tensor."
+                )
             if index not in probes:
                 probes[index] = torch.zeros_like(refined, requires_grad=True)
             return refined + probes[index]

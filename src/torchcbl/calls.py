@@ -103,26 +103,41 @@ def _describe_value(value: object) -> dict[str, object]:
     )
 
 
-def synthesise(description: Mapping[str, object], device: torch.device) -> Call:
-    """Make a call of the described form: floats are standard normal (seeded), whole numbers the largest one seen."""
+def synthesise(description: Mapping[str, object], backbone: nn.Module) -> Call:
+    """Make a call of the described form, on the backbone's device and, where floating point, of its dtype.
+
+    Floats are standard normal (seeded), whole numbers the largest one seen.
+    """
+    device, dtype = placement(backbone, Call())
     generator = torch.Generator().manual_seed(0)
     args, kwargs = description["args"], description["kwargs"]
     assert isinstance(args, list)
     assert isinstance(kwargs, dict)
     return Call(
-        tuple(_make_value(value, generator, device) for value in args),
-        {name: _make_value(value, generator, device) for name, value in kwargs.items()},
+        tuple(_make_value(value, generator, device, dtype) for value in args),
+        {name: _make_value(value, generator, device, dtype) for name, value in kwargs.items()},
     )
 
 
-def _make_value(value: Mapping[str, object], generator: torch.Generator, device: torch.device) -> object:
+def placement(backbone: nn.Module, call: Call) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype for what is added: those of the backbone's parameters, else of the call's tensors."""
+    tensors = [*backbone.parameters(), *(value for value in call.values() if isinstance(value, Tensor))]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if floating:
+        return floating[0].device, floating[0].dtype
+    return tensors[0].device if tensors else torch.device("cpu"), torch.get_default_dtype()
+
+
+def _make_value(
+    value: Mapping[str, object], generator: torch.Generator, device: torch.device, dtype: torch.dtype
+) -> object:
     if "dtype" not in value:
         return value["value"]
-    dtype, shape = getattr(torch, str(value["dtype"])), value["shape"]
-    assert isinstance(dtype, torch.dtype)
+    described, shape = getattr(torch, str(value["dtype"])), value["shape"]
+    assert isinstance(described, torch.dtype)
     assert isinstance(shape, list)
     if "fill" in value:
         fill = value["fill"]
         assert isinstance(fill, int)
-        return torch.full(shape, fill, dtype=dtype, device=device)
+        return torch.full(shape, fill, dtype=described, device=device)
     return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)

@@ -46,6 +46,8 @@ class Context:
             raise ValueError(f"Context.dim must be at least 1, got {self.dim}.")
         if not isinstance(self.source, str):
             raise TypeError(f'Context.source must be "logits", "probs" or a submodule\'s name, got {self.source!r}.')
+        if self.map is not None and not callable(self.map):
+            raise TypeError(f"Context.map must be callable with (features, dim), got {type(self.map).__name__}.")
 
     @property
     def module_name(self) -> str | None:
@@ -66,6 +68,7 @@ class ContextMap(nn.Module):
     def __init__(self, context: Context, features: int, channel_dim: int, pool: bool) -> None:
         super().__init__()
         self.source = context.source
+        self.dim = context.dim
         self.detach = context.detach
         self.channel_dim = channel_dim
         self.pool = pool
@@ -77,9 +80,15 @@ class ContextMap(nn.Module):
             source = source.detach()
         if self.source == "probs":
             source = source.softmax(dim=-1)
+        source = source.movedim(self.channel_dim, -1)
         if self.pool:
-            source = source.movedim(self.channel_dim, -1).flatten(1, -2).mean(dim=1)
+            source = source.flatten(1, -2).mean(dim=1)
         z: Tensor = self.map(source)
+        if z.ndim not in (2, 3) or z.shape[-1] != self.dim:
+            raise ValueError(
+                f"the context map returned shape {tuple(z.shape)}, expected (B, {self.dim}) or (B, N, {self.dim}): "
+                "Context.dim must be what the map returns."
+            )
         return z
 
     def extra_repr(self) -> str:

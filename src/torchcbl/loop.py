@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
-from torchcbl.adapters import AdapterChoice, build_adapters
-from torchcbl.audit import Audit, audit_loop, dead_adapters_message
-from torchcbl.calls import Call, Example, describe, evaluating, synthesise
+from torchcbl.adapters import AdapterChoice, build_adapters, describe_adapters
+from torchcbl.audit import Audit, audit_at_random, audit_loop, dead_adapters_message
+from torchcbl.calls import Call, Example, describe, evaluating, placement, synthesise
 from torchcbl.context import Context, ContextMap
 from torchcbl.refinement import Refinement, relative_change
 from torchcbl.schedules import Psi, State, find_schedule
@@ -19,7 +20,7 @@ from torchcbl.site import Site, build_sites, match_names, not_found
 from torchcbl.stages import Cut, Plan, choose_plan, make_cut
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
-from torchcbl.step_norm import batch_norms, choose_step_norm
+from torchcbl.step_norm import batch_norms, choose_step_norm, module_key
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class LoopConfig:
     alpha: float
     schedule: str
     context: Context
-    adapter: AdapterChoice
+    custom_context: bool
+    adapter: str | dict[str, str]
     example: dict[str, object]
     step_norm: str
     channel_dim: int | None
@@ -59,7 +61,9 @@ class ContextLoop(nn.Module):
         step_norm: Batch norm in the replayed part: "per_step" (the default: statistics of each step's own), "shared",
             "frozen" or "shared_tracked". See `torchcbl.step_norm.StepNorm`.
         channel_dim: Channel axis of the hidden states; None finds it from the module that made them.
-        cut: "auto", "traced" (torch.fx, or an error that says why not) or "replayed".
+        cut: "auto", "traced" (torch.fx, or an error that says why not) or "replayed". A trace keeps the values that
+            plain Python attributes read by `forward` have now; a backbone whose flags change later wants "replayed".
+            torch.fx is not made for threads: build loops before other threads run modules.
         allow_dead: Whether adapters that cannot move the output are allowed.
 
     Raises:
@@ -80,6 +84,7 @@ class ContextLoop(nn.Module):
         True
     """
 
+    @torch.inference_mode(False)  # parameters made in inference mode could never be trained
     def __init__(
         self,
         backbone: nn.Module,
@@ -100,8 +105,12 @@ class ContextLoop(nn.Module):
         if not isinstance(backbone, nn.Module):
             raise TypeError(f"backbone must be an nn.Module, got {type(backbone).__name__}.")
         context = Context() if context is None else context
-        check_steps(steps)
-        check_alpha(alpha)
+        if not isinstance(context, Context):
+            raise TypeError(
+                f"context must be a torchcbl.Context, got {context!r}: write for example "
+                "Context(dim=64, source='probs')."
+            )
+        steps, alpha = check_steps(steps), check_alpha(alpha)
         order = find_schedule(schedule)
         call = Call.from_example(example)
         names = match_names(backbone, sites)
@@ -111,23 +120,31 @@ class ContextLoop(nn.Module):
         source = self._check_source(context)
         plan, replayed = choose_plan(backbone, site_names, source, order.start(len(site_names)), call, cut)
         self.plan: Plan = plan
-        self._cuts: dict[str, Cut] = {}
-        self.context = self._build_context(context, call).to(*_placement(backbone, call))
+        self.context = self._build_context(context, call).to(*placement(backbone, call))
         modules = build_adapters(adapter, self.sites, context.dim)
         self.adapters = nn.ModuleDict(
-            {_key(site.name): module for site, module in zip(self.sites, modules, strict=True)}
-        ).to(*_placement(backbone, call))
+            {module_key(site.name): module for site, module in zip(self.sites, modules, strict=True)}
+        ).to(*placement(backbone, call))
         self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), steps)
         self.has_batch_norm = bool(batch_norms(replayed.items()))
         self.config = LoopConfig(
-            steps, float(alpha), schedule, context, adapter, describe(call), self.step_norm.mode, channel_dim
+            steps=steps,
+            alpha=alpha,
+            schedule=schedule,
+            context=replace(context, map=None),  # a lambda could not be pickled
+            custom_context=context.map is not None,
+            adapter=describe_adapters(adapter),
+            example=describe(call),
+            step_norm=self.step_norm.mode,
+            channel_dim=channel_dim,
         )
+        self._prepare_cuts()
         for part in (self.context, self.adapters, self.step_norm):
             part.train(backbone.training)
         self.training = backbone.training
         self._audit = audit_loop(self, call.detached())
-        if self._audit.dead:  # an example of zeros makes every gate look dead, so noise has the last word
-            self._audit = self.audit()
+        if self._audit.dead:
+            self._audit = audit_at_random(self)
         if self._audit.dead and not allow_dead:
             raise ValueError(dead_adapters_message(self._audit))
 
@@ -164,8 +181,7 @@ class ContextLoop(nn.Module):
         """
         if example is not None:
             return audit_loop(self, Call.from_example(example).detached())
-        device, _ = _placement(self.backbone, Call())
-        return audit_loop(self, synthesise(self.config.example, device))
+        return audit_loop(self, synthesise(self.config.example, self.backbone))
 
     def save(self, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
         """Write adapters, context and per-step statistics to `folder`; see `torchcbl.storage.save`."""
@@ -206,24 +222,21 @@ class ContextLoop(nn.Module):
             state = new
         return outputs, residuals
 
+    def _prepare_cuts(self) -> None:
+        """Make the planned cut, and the replayed one that serves what the plan was not made for."""
+        self._cut = make_cut(self.backbone, self.plan, self.step_norm)
+        plan = replace(self.plan, kind="replayed", writes={})
+        self._replayed = ReplayedCut(self.backbone, plan, self.step_norm, copy_all=True)
+
     def _cut_for(self, call: Call) -> Cut:
         """The planned cut; the replayed one where the call has another form, or hooks came that a trace would miss."""
         planned = call.pattern() == self.plan.pattern and all(isinstance(v, Tensor) for v in call.values())
-        cut = self._cut(self.plan.kind if planned else "replayed")
+        cut = self._cut if planned else self._replayed
         if not torch.compiler.is_compiling():
             cut.check_tree()
             if isinstance(cut, TracedCut) and cut.has_hooks():
-                return self._cut("replayed")
+                return self._replayed
         return cut
-
-    def _cut(self, kind: str) -> Cut:
-        if kind not in self._cuts:
-            if kind == self.plan.kind:
-                self._cuts[kind] = make_cut(self.backbone, self.plan, self.step_norm)
-            else:
-                plan = replace(self.plan, kind=kind, writes={})
-                self._cuts[kind] = ReplayedCut(self.backbone, plan, self.step_norm, copy_all=True)
-        return self._cuts[kind]
 
     def _check_source(self, context: Context) -> str | None:
         name = context.module_name
@@ -247,39 +260,34 @@ class ContextLoop(nn.Module):
         return ContextMap(context, made.channels, made.channel_dim, pool=len(made.shape) > 2 and output.ndim == 2)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_cuts": {}}
+        state = self.__dict__.copy()
+        for name in ("_cut", "_replayed"):  # made again from the plan, around the copy's own modules
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._prepare_cuts()
 
     def __repr__(self) -> str:
         return self._audit.describe(type(self).__name__, measures=False)
 
 
-def check_steps(steps: int) -> int:
+def check_steps(steps: object) -> int:
     """Return T if it is a whole number, at least 0."""
-    if isinstance(steps, bool) or not isinstance(steps, int):
+    if isinstance(steps, bool) or not isinstance(steps, Integral):
         raise TypeError(f"steps must be a whole number, got {steps!r}: pass the number of feedback steps T.")
-    if steps < 0:
+    if int(steps) < 0:
         raise ValueError(f"steps must be at least 0, got {steps}: 0 is the backbone alone.")
-    return steps
+    return int(steps)
 
 
-def check_alpha(alpha: float) -> float:
+def check_alpha(alpha: object) -> float:
     """Return alpha if it is a number in [0, 1]."""
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+    if isinstance(alpha, bool) or not isinstance(alpha, Real):
         raise TypeError(f"alpha must be a number in [0, 1], got {alpha!r}.")
-    if not 0.0 <= alpha <= 1.0:
+    if not 0.0 <= float(alpha) <= 1.0:
         raise ValueError(
             f"alpha must lie in [0, 1], got {alpha}: it weights the OLD state, h <- alpha h + (1 - alpha) psi(h, z)."
         )
     return float(alpha)
-
-
-def _placement(backbone: nn.Module, call: Call) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype for what is added: those of the backbone's parameters, else of the example."""
-    tensors = [*backbone.parameters(), *(value for value in call.values() if isinstance(value, Tensor))]
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    return (floating[0].device, floating[0].dtype) if floating else (tensors[0].device, torch.get_default_dtype())
-
-
-def _key(name: str) -> str:
-    """A site's name as a key of a ModuleDict, which must not hold dots."""
-    return name.replace(".", "/")

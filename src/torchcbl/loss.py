@@ -37,7 +37,8 @@ def refinement_loss(
         The loss, a scalar tensor.
 
     Raises:
-        ValueError: The weights' name is unknown, their number is not T + 1, or they do not sum to 1.
+        ValueError: The weights' name is unknown, their number is not T + 1, one is negative, or they do not sum to 1.
+        TypeError: They are no numbers.
 
     Source:
         Fein-Ashley, Contextual Backpropagation Loops, Eq. 9.
@@ -49,6 +50,10 @@ def refinement_loss(
         >>> round(loss.item(), 4)  # log 10
         2.3026
     """
+    if not isinstance(refinement, Refinement):
+        raise TypeError(
+            f"refinement_loss needs what net.refine(x) returns, got {type(refinement).__name__}: net(x) is y_T alone."
+        )
     lambdas = lambda_weights(weights, len(refinement.outputs) - 1)
     terms = [
         weight * criterion(output, target)
@@ -58,6 +63,10 @@ def refinement_loss(
     total = terms[0]
     for term in terms[1:]:
         total = total + term
+    if total.ndim != 0:
+        raise ValueError(
+            f"criterion returned shape {tuple(total.shape)}, expected a scalar: use reduction='mean' or 'sum'."
+        )
     return total
 
 
@@ -65,7 +74,8 @@ def lambda_weights(weights: Weights, steps: int) -> list[float]:
     """Return lambda_0..lambda_T for T = `steps`; they sum to 1.
 
     Raises:
-        ValueError: The name is unknown, their number is not T + 1, or they do not sum to 1.
+        ValueError: The name is unknown, their number is not T + 1, one is negative, or they do not sum to 1.
+        TypeError: They are no numbers.
 
     Example:
         >>> lambda_weights("linear", 2)
@@ -73,11 +83,16 @@ def lambda_weights(weights: Weights, steps: int) -> list[float]:
     """
     if isinstance(weights, str):
         return _named(weights, steps)
-    values = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
+    try:
+        values = [float(weight) for weight in (weights.tolist() if isinstance(weights, Tensor) else weights)]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"weights must be a name or a flat sequence of numbers, got {weights!r}.") from error
     if len(values) != steps + 1:
         raise ValueError(
             f"weights has {len(values)} numbers, expected {steps + 1}: one for each output y_0..y_{steps}."
         )
+    if min(values) < 0:
+        raise ValueError(f"weights must not be negative, got {values}.")
     if not math.isclose(sum(values), 1.0, abs_tol=1e-6):
         raise ValueError(f"weights must sum to 1, got {values}, which sum to {sum(values):.6g}.")
     return values

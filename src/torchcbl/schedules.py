@@ -162,8 +162,11 @@ def refine(adapter: Psi, raw: Tensor, old: Tensor, z: Tensor, alpha: float) -> T
 
     Raises:
         ValueError: The adapter changed the shape of h.
+        TypeError: It did not return a tensor.
     """
     new = adapter(raw, z)
+    if not isinstance(new, Tensor):
+        raise TypeError(f"{type(adapter).__name__} returned {type(new).__name__}, expected the refined hidden state.")
     if new.shape != raw.shape:
         raise ValueError(
             f"{type(adapter).__name__} returned shape {tuple(new.shape)} for a hidden state of shape "
@@ -181,6 +184,6 @@ def find_schedule(name: str) -> Schedule:
     Raises:
         ValueError: There is none.
     """
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, got {name!r}.")
     return SCHEDULES[name]

@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Site:
         """The size C of the channel axis."""
         return self.shape[self.channel_dim]
 
-    @property
+    @cached_property
     def broadcast_shape(self) -> tuple[int, ...]:
         """What a vector per sample (B, C) is viewed as to broadcast over h: (-1, C, 1, 1) for a feature map."""
         sizes = [1] * len(self.shape)
@@ -93,6 +94,8 @@ def match_names(backbone: nn.Module, patterns: str | Sequence[str]) -> list[str]
         >>> match_names(net, "*"), match_names(net, "**")
         (['0', '1'], ['0', '0.0', '1'])
     """
+    if not isinstance(patterns, (str, Sequence)):
+        raise TypeError(f"sites must be names or globs of submodules (str), got {type(patterns).__name__}.")
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     if not wanted:
         raise ValueError("sites is empty: name at least one submodule; torchcbl.sites(model) lists them all.")
@@ -100,7 +103,7 @@ def match_names(backbone: nn.Module, patterns: str | Sequence[str]) -> list[str]
         if not isinstance(pattern, str):
             raise TypeError(f"sites must be names or globs of submodules (str), got {type(pattern).__name__}.")
     names = sites(backbone)
-    matched = {pattern: [name for name in names if _matches(name, pattern)] for pattern in wanted}
+    matched = {pattern: [name for name in names if matches_glob(name, pattern)] for pattern in wanted}
     for pattern, found in matched.items():
         if not found:
             raise ValueError(not_found("site", pattern, names, backbone))
@@ -116,7 +119,9 @@ def not_found(kind: str, name: str, names: Iterable[str], backbone: nn.Module) -
     return f"{kind} '{name}' not found in {type(backbone).__name__}: {asked} torchcbl.sites(model) lists them all."
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches_glob(name: str, pattern: str) -> bool:
+    """Say whether a dotted name matches a glob; `*` stays within one level, `**` crosses levels."""
+
     def walk(parts: list[str], globs: list[str]) -> bool:
         if not globs:
             return not parts
@@ -162,7 +167,7 @@ def observe(backbone: nn.Module, names: Sequence[str], call: Call) -> dict[str, 
         if name
     ]
     try:
-        with torch.no_grad(), evaluating(backbone):
+        with torch.inference_mode(False), torch.no_grad(), evaluating(backbone):
             call.run(backbone)
     finally:
         for handle in handles:
@@ -223,6 +228,8 @@ def _build_site(name: str, observed: Observation, channel_dim: int | None) -> Si
     assert isinstance(observed.output, Tensor)
     shape = tuple(observed.output.shape)
     axis = _channel_dim(shape, observed.leaf) if channel_dim is None else channel_dim
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"channel_dim must be a whole number, got {axis!r}.")
     if not -len(shape) < axis < len(shape) or axis % len(shape) == 0:
         raise ValueError(
             f"channel_dim={axis} is no axis of site '{name}', whose output has shape {shape}: expected 1 to "

@@ -25,7 +25,8 @@ class StepStatistics(nn.Module):
     """Hold the running mean and variance of one batch norm for the steps 1..T.
 
     A step that has never been trained uses the backbone's own statistics, so that a loop put around a pretrained
-    network starts as that network. Steps beyond T use those of step T.
+    network starts as that network; training starts from the statistics the backbone had when the loop was built, so
+    load pretrained weights first. Steps beyond T use those of step T.
     """
 
     running_mean: Tensor
@@ -45,12 +46,12 @@ class StepStatistics(nn.Module):
         """Normalise x (B, C, ...) at step tau >= 1 with the affine weights of `norm`."""
         row = min(step, len(self.running_mean)) - 1
         mean, var, count = self.running_mean[row], self.running_var[row], self.num_batches_tracked[row]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         if norm.training:
             count += 1
             momentum = 1.0 / float(count) if norm.momentum is None else norm.momentum
             return F.batch_norm(x, mean, var, norm.weight, norm.bias, True, momentum, norm.eps)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         mean = torch.where(count > 0, mean, norm.running_mean)
         var = torch.where(count > 0, var, norm.running_var)
         return F.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
@@ -79,23 +80,37 @@ class StepNorm(nn.Module):
                     f"'{name}' is a SyncBatchNorm, whose statistics per step are not supported: pass "
                     'step_norm="frozen" or "shared_tracked".'
                 )
-        self.statistics = nn.ModuleDict(
-            {name.replace(".", "/"): StepStatistics(norm, steps) for name, norm in kept.items()}
-        )
+        self.statistics = nn.ModuleDict({module_key(name): StepStatistics(norm, steps) for name, norm in kept.items()})
+
+    def applies(self, norm: _BatchNorm) -> bool:
+        """Say whether later steps differ from a plain call of this batch norm."""
+        return norm.running_mean is not None and self.mode != "shared_tracked"
 
     def forward(self, name: str, norm: _BatchNorm, x: Tensor, step: int) -> Tensor:
-        """Normalise x (B, C, ...) with the batch norm called `name` at step tau >= 1."""
-        key = name.replace(".", "/")
+        """Normalise x (B, C, ...) as the batch norm called `name` at step tau >= 1; only where `applies`."""
+        key = module_key(name)
         if key in self.statistics:
             normalised: Tensor = self.statistics[key](norm, x, step)
             return normalised
-        if norm.running_mean is None or self.mode == "shared_tracked":
-            return type(norm).forward(norm, x)  # past any stand-in for the instance's forward
-        if self.mode == "frozen":
-            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
-        if norm.training:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if norm.training and self.mode != "frozen":
             return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-        return type(norm).forward(norm, x)  # past any stand-in for the instance's forward
+        mean, var = norm.running_mean, norm.running_var
+        if norm.training:  # copies, since the next step 0 writes into the originals and backward would see that
+            mean, var = mean.clone(), var.clone()
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+def module_key(name: str) -> str:
+    """Turn a dotted name into a key of a ModuleDict, which may neither hold dots nor be one of its attributes."""
+    key = name.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) or key == "training" else key
+
+
+def has_own_forward(norm: _BatchNorm) -> bool:
+    """Say whether a batch norm does more than normalise, as timm's do, which have the activation inside."""
+    return not type(norm).forward.__module__.startswith("torch.")
 
 
 def batch_norms(named: Iterable[tuple[str, nn.Module]]) -> dict[str, _BatchNorm]:

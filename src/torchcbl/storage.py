@@ -13,10 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from torchcbl.adapters import ADAPTERS, AdapterChoice
+from torchcbl.adapters import CUSTOM, AdapterChoice
 from torchcbl.calls import synthesise
 from torchcbl.context import Context
 from torchcbl.files import write_atomically
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 CONFIG, ADDED, BACKBONE = "config.json", "adapters.safetensors", "backbone.safetensors"
 FORMAT = 1
-_CUSTOM = "custom"
 Inventory = dict[str, list[object]]
 """Of each tensor: dtype, shape, and the first 16 hex digits of the SHA-256 of its bytes."""
 
@@ -94,7 +92,7 @@ def load(
         ImportError: safetensors is not installed.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from torchcbl import ContextLoop
         >>> backbone = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> net = ContextLoop(backbone, sites="1", example=torch.zeros(2, 4))
@@ -111,10 +109,7 @@ def load(
     _check("the backbone", saved["tensors"], inventory(backbone.state_dict()), digests=not included)
     added = _read_tensors(source / ADDED, config["added"])
     weights = _read_tensors(source / BACKBONE, saved["tensors"]) if included else None
-    if weights is not None:
-        backbone.load_state_dict(weights)
-    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
-    example = synthesise(loop["example"], device)
+    example = synthesise(loop["example"], backbone)
     net = ContextLoop(
         backbone,
         loop["sites"],
@@ -133,6 +128,8 @@ def load(
     missing, unexpected = net.load_state_dict(added, strict=False)
     assert not unexpected
     assert all(name.startswith("backbone.") for name in missing)
+    if weights is not None:  # last, so that whatever is refused leaves the backbone as it was
+        backbone.load_state_dict(weights)
     return net
 
 
@@ -172,11 +169,10 @@ def _safetensors() -> ModuleType:
 
 def _loop_config(net: ContextLoop) -> dict[str, object]:
     config = net.config
-    context = {name: value for name, value in asdict(config.context).items() if name != "map"}
     return {
         "sites": [site.name for site in net.sites],
-        "adapter": _adapter_names(config.adapter),
-        "context": {**context, "map": None if config.context.map is None else _CUSTOM},
+        "adapter": config.adapter,
+        "context": {**asdict(config.context), "map": CUSTOM if config.custom_context else None},
         "steps": config.steps,
         "alpha": config.alpha,
         "schedule": config.schedule,
@@ -187,18 +183,10 @@ def _loop_config(net: ContextLoop) -> dict[str, object]:
     }
 
 
-def _adapter_names(choice: AdapterChoice) -> object:
-    if isinstance(choice, Mapping):
-        return {site: _adapter_names(one) for site, one in choice.items()}
-    if isinstance(choice, str):
-        return choice
-    return next((name for name, known in ADAPTERS.items() if known is choice), _CUSTOM)
-
-
 def _adapter_choice(saved: object, given: AdapterChoice | None) -> AdapterChoice:
     if given is not None:
         return given
-    if saved == _CUSTOM or (isinstance(saved, dict) and _CUSTOM in saved.values()):
+    if saved == CUSTOM or (isinstance(saved, dict) and CUSTOM in saved.values()):
         raise ValueError(
             "the loop was saved with adapters of the caller's own, whose code is not in the file: pass the same class "
             "or factory as load(..., adapter=...)."
@@ -225,12 +213,39 @@ def _read_config(folder: Path):  # type: ignore[no-untyped-def]
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         version = config["format"]
-        config["loop"]["sites"], config["backbone"]["tensors"], config["added"]
+        if version == FORMAT:
+            _check_config(config)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): save the loop again.") from error
     if version != FORMAT:
         raise ValueError(f"{path} has format {version}, expected {FORMAT}: use the torchcbl that wrote it.")
     return config
+
+
+_LOOP_TYPES: dict[str, tuple[type, ...]] = {
+    "sites": (list,),
+    "adapter": (str, dict),
+    "context": (dict,),
+    "steps": (int,),
+    "alpha": (int, float),
+    "schedule": (str,),
+    "step_norm": (str,),
+    "channel_dim": (int, type(None)),
+    "cut": (str,),
+    "example": (dict,),
+}
+
+
+def _check_config(config) -> None:  # type: ignore[no-untyped-def]
+    """Check that all is there and of its type."""
+    for key, types in _LOOP_TYPES.items():
+        if not isinstance(config["loop"][key], types):
+            raise TypeError(f"loop.{key} is {config['loop'][key]!r}")
+    if not isinstance(config["backbone"]["included"], bool):
+        raise TypeError(f"backbone.included is {config['backbone']['included']!r}")
+    for name, row in [*config["backbone"]["tensors"].items(), *config["added"].items()]:
+        if not isinstance(row, list) or len(row) != 3:
+            raise TypeError(f"the entry of tensor '{name}' is {row!r}")
 
 
 def _read_tensors(path: Path, expected: Inventory) -> dict[str, Tensor]:

@@ -1,8 +1,18 @@
 """Feedback adapters psi(h, z) (Eq. 4): one file each, all identity-initialised by default."""
 
 from torchcbl.adapters.base import Adapter, AdapterChoice, AdapterFactory
-from torchcbl.adapters.build import ADAPTERS, build_adapters
+from torchcbl.adapters.build import ADAPTERS, CUSTOM, build_adapters, describe_adapters
 from torchcbl.adapters.film import Film
 from torchcbl.adapters.gate import Gate
 
-__all__ = ["ADAPTERS", "Adapter", "AdapterChoice", "AdapterFactory", "Film", "Gate", "build_adapters"]
+__all__ = [
+    "ADAPTERS",
+    "CUSTOM",
+    "Adapter",
+    "AdapterChoice",
+    "AdapterFactory",
+    "Film",
+    "Gate",
+    "build_adapters",
+    "describe_adapters",
+]

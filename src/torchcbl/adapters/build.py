@@ -10,7 +10,7 @@ from torch import nn
 from torchcbl.adapters.base import AdapterChoice, AdapterFactory
 from torchcbl.adapters.film import Film
 from torchcbl.adapters.gate import Gate
-from torchcbl.site import Site, _matches
+from torchcbl.site import Site, matches_glob
 
 ADAPTERS: dict[str, AdapterFactory] = {"film": Film, "gate": Gate}
 
@@ -40,12 +40,29 @@ def build_adapters(choice: AdapterChoice, sites: Sequence[Site], context_dim: in
     return [_build(by_site[site.name], site, context_dim) for site in sites]
 
 
+CUSTOM = "custom"
+"""What stands for an adapter whose code is the caller's own."""
+
+
+def describe_adapters(choice: AdapterChoice) -> str | dict[str, str]:
+    """Say in plain data what was chosen: names where there are names, `CUSTOM` elsewhere."""
+    if isinstance(choice, Mapping):
+        return {site: _describe(one) for site, one in choice.items()}
+    return _describe(choice)
+
+
+def _describe(choice: str | nn.Module | AdapterFactory) -> str:
+    if isinstance(choice, str):
+        return choice
+    return next((name for name, known in ADAPTERS.items() if known is choice), CUSTOM)
+
+
 def _by_site(
     choices: Mapping[str, str | nn.Module | AdapterFactory], sites: Sequence[Site]
 ) -> dict[str, str | nn.Module | AdapterFactory]:
     found: dict[str, str | nn.Module | AdapterFactory] = {}
     for pattern, choice in choices.items():
-        names = [site.name for site in sites if _matches(site.name, pattern)]
+        names = [site.name for site in sites if matches_glob(site.name, pattern)]
         if not names:
             raise ValueError(
                 f"adapter names site '{pattern}', which is not among the sites {[site.name for site in sites]}."

@@ -79,10 +79,9 @@ class Cut(ABC):
                 )
 
     def has_hooks(self) -> bool:
-        """Say whether a submodule has forward hooks now."""
-        return any(
-            module is not None and (module._forward_hooks or module._forward_pre_hooks) for _, _, module in self._tree
-        )
+        """Say whether the backbone or a submodule has forward hooks now."""
+        modules = (self.backbone, *(child for _, _, child in self._tree if child is not None))
+        return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
     @abstractmethod
     def replayed_modules(self) -> dict[str, nn.Module]:

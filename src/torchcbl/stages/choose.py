@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -61,7 +62,7 @@ def make_cut(backbone: nn.Module, plan: Plan, step_norm: StepNorm | None) -> Cut
 
 
 def _reference(backbone: nn.Module, call: Call) -> Tensor:
-    with torch.no_grad(), evaluating(backbone):
+    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone):
         outputs = [call.detached().run(backbone) for _ in range(2)]
     for output in outputs:
         if not isinstance(output, Tensor):
@@ -84,10 +85,10 @@ def _try(backbone: nn.Module, plan: Plan, call: Call, expected: Tensor) -> tuple
     """Cut as planned and check both directions: step 0, and two reruns that change nothing."""
     if plan.kind == "traced" and not all(isinstance(value, Tensor) for value in call.values()):
         raise NotTraceable("an argument is not a tensor")
-    with torch.no_grad(), evaluating(backbone):
+    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone):
         draft = make_cut(backbone, plan, None)
         try:
-            plan = replace(plan, writes=draft.find_writes(call.detached()))
+            plan = replace(plan, writes=_find_writes(backbone, draft, call))
             cut = make_cut(backbone, plan, None)
             first = cut.first(call.detached())
             outputs = [first.output] + [cut.rerun(first, lambda _, raw: raw, step)[0] for step in (1, 2)]
@@ -97,7 +98,69 @@ def _try(backbone: nn.Module, plan: Plan, call: Call, expected: Tensor) -> tuple
             raise NotTraceable(f"its traced graph does not run: {error}") from error
     if not all(_same(output, expected) for output in outputs):
         raise NotTraceable("its traced graph gives other numbers")
+    if plan.kind == "traced":
+        _check_gradients(backbone, cut, call)
     return plan, draft.replayed_modules()
+
+
+def _check_gradients(backbone: nn.Module, cut: Cut, call: Call) -> None:
+    """Compare gradients and autocast, which a trace loses where the forward has contexts or backwards of its own."""
+    with torch.inference_mode(False), evaluating(backbone):
+        theirs = _gradients(backbone, call, lambda detached: detached.run(backbone))
+        ours = _gradients(backbone, call, lambda detached: cut.first(detached).output)
+        device = next((value.device.type for value in call.values() if isinstance(value, Tensor)), "cpu")
+        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
+            plain, traced = call.detached().run(backbone), cut.first(call.detached()).output
+    for a, b in zip(ours, theirs, strict=True):
+        if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
+            raise NotTraceable("its traced graph gives other gradients")
+    assert isinstance(plain, Tensor)
+    if plain.dtype != traced.dtype or not _same(plain, traced):
+        raise NotTraceable("its traced graph gives other numbers under autocast")
+
+
+def _gradients(backbone: nn.Module, call: Call, run: Callable[[Call], object]) -> list[Tensor | None]:
+    """Gradients of a fixed projection of the output with respect to parameters and floating-point inputs."""
+    detached = call.detached()
+    inputs = [value for value in detached.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    leaves = [value.requires_grad_() for value in inputs]
+    given = dict(zip(map(id, inputs), (leaf * 1 for leaf in leaves), strict=True))  # which may be written in place
+    with torch.enable_grad():
+        fresh = Call(
+            tuple(given.get(id(value), value) for value in detached.args),
+            {name: given.get(id(value), value) for name, value in detached.kwargs.items()},
+        )
+        output = run(fresh)
+        assert isinstance(output, Tensor)
+        wanted = [*(p for p in backbone.parameters() if p.requires_grad), *leaves]
+        if not output.requires_grad:
+            return [None] * len(wanted)
+        weights = torch.linspace(-1, 1, output.numel(), device=output.device).to(output.dtype).view_as(output)
+        return list(torch.autograd.grad((output * weights).sum(), wanted, allow_unused=True))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+
+
+def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[str, ...]]:
+    """Find writes in place in both modes; what training writes into buffers and takes from the generators is undone."""
+    writes = cut.find_writes(call.detached())
+    if isinstance(cut, ReplayedCut):
+        buffers = [(buffer, buffer.clone()) for buffer in backbone.buffers()]
+        devices = {tensor.device for tensor in (*backbone.parameters(), *backbone.buffers()) if tensor.is_cuda}
+        with torch.random.fork_rng(devices=sorted(devices, key=str)):
+            backbone.train()
+            try:
+                writes = {**writes, **cut.find_writes(call.detached())}
+            except ValueError:  # batch norm wants more than one value per channel; such an example shows no more
+                pass
+            finally:
+                backbone.eval()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return writes
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from torchcbl.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Plan, Visit
-from torchcbl.step_norm import Mask, StepNorm, draw_functional
+from torchcbl.step_norm import Mask, StepNorm, draw_functional, has_own_forward
 
 Function = Callable[..., object]
 
@@ -51,8 +51,12 @@ class ReplayedCut(Cut):
         self.source = None if plan.source is None else backbone.get_submodule(plan.source)
         self.names = {module: name for name, module in backbone.named_modules()}
         start = plan.sites[plan.start]
+        self.start = backbone.get_submodule(start)
         above = {start[:end] for end in range(len(start)) if start[end] == "."} | {""}
-        self.intercepted = [module for module, name in self.names.items() if name not in above]
+        self.around = {module for module, name in self.names.items() if name in above}
+        """The modules that the start site is inside of: they run at every step, but for what finished within them."""
+        watched = {*self.ranks, self.source}
+        self.intercepted = {module for module in self.names if module not in self.around or module in watched}
         self._replayed: dict[str, nn.Module] = {}
 
     def replayed_modules(self) -> dict[str, nn.Module]:
@@ -80,17 +84,16 @@ class ReplayedCut(Cut):
 
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
         """Run an example and find what is written in place after it was kept; see `Cut.find_writes`."""
-        run = _Run(self)
-        run.watch = {}
+        run = _Run(self, watch=True)
         run.execute(call)
         self._replayed = run.ran_after
-        return {key: () for key, (value, before) in run.watch.items() if _versions(value) != before}
+        return dict.fromkeys(run.written(), ())
 
 
 @dataclass(frozen=True)
 class _Carry:
     call: Call
-    tape: list[object]
+    tape: list[tuple[object, object]]
     masks: list[Mask]
 
 
@@ -103,11 +106,13 @@ class _Run:
     visit: Visit | None = None
     step: int = 0
     raw: Sequence[Tensor] = ()
-    tape: list[object] = field(default_factory=list)
+    tape: list[tuple[object, object]] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
     source: Tensor | None = None
-    watch: dict[str, tuple[object, list[int]]] | None = None
+    kept: dict[str, tuple[object, list[int]]] = field(default_factory=dict)
+    norm: _BatchNorm | None = None  # the batch norm with a forward of its own that is running
+    watch: bool = False  # whether this run is to find writes in place
     ran_after: dict[str, nn.Module] = field(default_factory=dict)
     passed: bool = False  # the start site has finished
     inside: int = 0  # depth of modules whose inner calls are not taped one by one
@@ -125,7 +130,19 @@ class _Run:
             )
         if not self.passed:
             raise RuntimeError(self._lost("finished without running its lowest site"))
+        if not self.watch:
+            self._check_writes()
         return output
+
+    def _check_writes(self) -> None:
+        """Refuse a write in place that the example did not show, since it has spoilt what was kept."""
+        written = self.written()
+        if written:
+            raise RuntimeError(
+                f"{type(self.cut.backbone).__name__} wrote in place into a tensor that is needed again ({written[0]}), "
+                "which it did not do with the example the loop was built with: build the loop with an example that "
+                "shows it, or take the write (inplace=True, add_, +=) out of the backbone."
+            )
 
     def ordered_states(self) -> tuple[Tensor, ...]:
         """h_0^(l) from the lowest site to the highest."""
@@ -138,36 +155,58 @@ class _Run:
         self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         """Answer a call of a submodule."""
-        if not self.passed:
-            if module is self._start_site() and not self.inside:
-                return self._finish_start(forward, args, kwargs)
-            if self.carry is not None:
-                return self._note_source(module, self._next_from_tape(module))
-            return self._note_source(module, self._record_module(module, forward, args, kwargs))
-        self.ran_after[self.cut.names[module]] = module
-        if self.step and isinstance(module, _BatchNorm) and self.cut.step_norm is not None:
-            output: object = self.cut.step_norm(self.cut.names[module], module, *args, self.step)
+        if self.passed or module in self.cut.around:
+            output = self._run_module(module, forward, args, kwargs)
+        elif module is self.cut.start and not self.inside:
+            output = self._finish_start(forward, args, kwargs)
+        elif self.carry is not None:
+            output = self._next_from_tape(module)
         else:
-            output = forward(*args, **kwargs)
-        rank = self.cut.ranks.get(module)
-        if rank is not None:
-            output = self._finish_site(rank, output)
+            output = self._record_module(module, forward, args, kwargs)
         return self._note_source(module, output)
+
+    def _run_module(
+        self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Run a module that comes after the start site, or is around it."""
+        name, rank = self.cut.names[module], self.cut.ranks.get(module)
+        self.ran_after[name] = module
+        step_norm = self.cut.step_norm
+        if not (self.step and step_norm is not None and isinstance(module, _BatchNorm) and step_norm.applies(module)):
+            output = forward(*args, **kwargs)
+        elif has_own_forward(module):
+            self.norm = module
+            output = forward(*args, **kwargs)
+            self.norm = None
+        else:
+            output = step_norm(name, module, args[0] if args else kwargs["input"], self.step)
+        return output if rank is None else self._finish_site(rank, output)
 
     def call_function(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Answer a call of a torch function."""
-        if self.inside or function in _NEVER_TAPED:
+        # reading an attribute such as x.shape costs nothing, and other tools' hooks do it at times of their own
+        if self.inside or function in _NEVER_TAPED or getattr(function, "__name__", "") == "__get__":
             return function(*args, **kwargs)
         if self.passed:
-            return self._dropout(function, args, kwargs) if function in _DROPOUTS else function(*args, **kwargs)
+            if function in _DROPOUTS:
+                return self._dropout(function, args, kwargs)
+            return self._inside_norm(self.norm, function, args, kwargs) if self.norm else function(*args, **kwargs)
         if self.carry is not None:
             return self._next_from_tape(function)
         output = function(*args, **kwargs)
-        self.tape.append(output)
+        self.tape.append((function, _contents(output)))
         return output
 
-    def _start_site(self) -> nn.Module:
-        return self.cut.backbone.get_submodule(self.cut.plan.sites[self.cut.plan.start])
+    def _inside_norm(
+        self, norm: _BatchNorm, function: Function, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Normalise at this step inside the forward of a batch norm that does more than that."""
+        if function is F.batch_norm and self.cut.step_norm is not None:
+            x = args[0] if args else kwargs["input"]
+            return self.cut.step_norm(self.cut.names[norm], norm, x, self.step)
+        if function is Tensor.add_ and args and args[0] is norm.num_batches_tracked:
+            return args[0]  # which counts the batches of step 0
+        return function(*args, **kwargs)
 
     def _finish_start(self, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         start = self.cut.plan.start
@@ -180,11 +219,8 @@ class _Run:
         output = forward(*args, **kwargs)
         self.inside -= 1
         self.passed = True
-        if self.watch is not None:
-            self.watch.update({f"tape {i}": (value, _versions(value)) for i, value in enumerate(self.tape)})
-        self.tape = [
-            self._copy(value) if self.cut.copies(f"tape {index}") else value for index, value in enumerate(self.tape)
-        ]
+        for index, (caller, value) in enumerate(self.tape):
+            self.tape[index] = (caller, self._keep(f"tape {index}", value))
         return self._finish_site(start, output)
 
     def _finish_site(self, rank: int, output: object) -> object:
@@ -194,18 +230,15 @@ class _Run:
             )
         if rank in self.states:
             raise RuntimeError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' twice"))
-        copies = self.cut.copies(f"site {rank}")
-        if self.watch is not None:
-            self.watch[f"site {rank}"] = (output, _versions(output))
         if self.visit is None or rank < self.cut.plan.start:
-            kept = self._copy(output) if copies else output
+            kept = self._keep(f"site {rank}", output)
             assert isinstance(kept, Tensor)
             self.states[rank] = kept
             return output
         self.inside += 1  # the adapter's own calls are none of the backbone's
         self.states[rank] = state = self.visit(rank, output)
         self.inside -= 1
-        return self._copy(state) if copies else state
+        return self._copy(state) if self.cut.copies(f"site {rank}") else state
 
     def _record_module(
         self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
@@ -217,7 +250,7 @@ class _Run:
         if rank is not None:
             output = self._finish_site(rank, output)
         if not self.inside:
-            self.tape.append(output)
+            self.tape.append((module, _contents(output)))
         return output
 
     def _note_source(self, module: nn.Module, output: object) -> object:
@@ -226,19 +259,33 @@ class _Run:
                 raise TypeError(
                     f"context source '{self.cut.plan.source}' returned {type(output).__name__}, expected a tensor."
                 )
-            self.source = output
+            kept = self._keep("source", output)
+            assert isinstance(kept, Tensor)
+            self.source = kept
         return output
 
     def _next_from_tape(self, caller: object) -> object:
         assert self.carry is not None
         if self.position >= len(self.carry.tape):
-            raise RuntimeError(
-                self._lost(f"called {getattr(caller, '__name__', type(caller).__name__)} where it did not before")
-            )
-        value = self.carry.tape[self.position]
+            raise RuntimeError(self._lost(f"called {_name(caller)} where it did not before"))
+        recorded, value = self.carry.tape[self.position]
+        if recorded is not caller:
+            raise RuntimeError(self._lost(f"called {_name(caller)} where it called {_name(recorded)} before"))
         copies = self.cut.copies(f"tape {self.position}")
         self.position += 1
-        return self._copy(value) if copies else value
+        return self._copy(value) if copies else _contents(value)
+
+    def _keep(self, key: str, value: object) -> object:
+        """Keep a value for later steps: a copy where it is known to be written in place, else itself under watch."""
+        if self.watch or not self.cut.copies(key):
+            if not torch.is_inference_mode_enabled():
+                self.kept[key] = (value, _versions(value))
+            return value
+        return self._copy(value)
+
+    def written(self) -> list[str]:
+        """What has been written in place since it was kept."""
+        return [key for key, (value, before) in self.kept.items() if _versions(value) != before]
 
     def _copy(self, value: object) -> object:
         """Copy every tensor in a value; this is none of the backbone's calls, so it must not meet the tape."""
@@ -263,7 +310,8 @@ class _Run:
             scale, shift = self.carry.masks[self.masks_used]
             self.masks_used += 1
             dropped = x * scale if shift is None else x * scale + shift
-        return x.copy_(dropped) if inplace else dropped
+        del inplace  # writing into x would write into what was kept of it
+        return dropped
 
     def _lost(self, what: str) -> str:
         return (
@@ -295,6 +343,15 @@ _DROPOUTS: set[object] = {
     F.alpha_dropout,
     F.feature_alpha_dropout,
 }
+
+
+def _contents(value: object) -> object:
+    """The same tensors in containers of their own, since a forward may pop what a list holds."""
+    return value if isinstance(value, Tensor) else pytree.tree_map(lambda leaf: leaf, value)
+
+
+def _name(caller: object) -> str:
+    return str(getattr(caller, "__name__", type(caller).__name__))
 
 
 def _versions(value: object) -> list[int]:
@@ -334,7 +391,7 @@ def _activated(run: _Run) -> Iterator[None]:
 
 
 @contextmanager
-def _intercepting(modules: Sequence[nn.Module]) -> Iterator[None]:
+def _intercepting(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Give modules an interceptor for as long as some thread needs it; calls of other threads pass through."""
     with _lock:
         for module in modules:
@@ -362,7 +419,7 @@ class _Interceptor:
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         run: _Run | None = getattr(_thread, "run", None)
-        if run is None or self.module not in run.cut.names:
+        if run is None or self.module not in run.cut.intercepted:
             return self.forward(*args, **kwargs)
         return run.call_module(self.module, self.forward, args, kwargs)
 

@@ -84,8 +84,10 @@ class TracedCut(Cut):
         """
         finder = _WriteFinder(fx.GraphModule(self.backbone, self.graph))
         with torch.no_grad():
-            arguments = [call.kwargs.get(node.name) for node in self.graph.nodes if node.op == "placeholder"]
-            finder.run(*call.args, *arguments[len(call.args) :])
+            inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+            defaults = {node: node.args[0] if node.args else None for node in inputs}
+            rest = inputs[len(call.args) :]
+            finder.run(*call.args, *(call.kwargs.get(str(node.target), defaults[node]) for node in rest))
         return {name: tuple(writers) for name, writers in finder.writers.items()}
 
     def _find_levels(self) -> dict[fx.Node, int]:
@@ -125,7 +127,9 @@ class _NormAtStep(nn.Module):
 
     def forward(self, x: Tensor, step: int) -> Tensor:
         """Normalise x at step tau."""
-        normalised: Tensor = self.step_norm(self.name, self.norm, x, step)
+        normalised: Tensor = (
+            self.step_norm(self.name, self.norm, x, step) if self.step_norm.applies(self.norm) else self.norm(x)
+        )
         return normalised
 
 
@@ -183,10 +187,12 @@ class _Builder:
     def _written(self, name: str) -> str | None:
         """The first node that writes in place into the value `name` once it has been kept.
 
-        What the prefix writes belongs to the value; a site is kept as soon as it is there.
+        What the prefix writes belongs to the value; a site and the context's source are kept as soon as they are there.
         """
         ranks = {site.name: rank for rank, site in enumerate(self.cut.sites)}
         kept_at = min(ranks.get(name, self.cut.start), self.cut.start)
+        if self.cut.source is not None and name == self.cut.source.name:
+            kept_at = -1
         levels = {node.name: level for node, level in self.cut.levels.items()}
         return next((writer for writer in self.cut.writes.get(name, ()) if levels[writer] >= kept_at), None)
 
@@ -200,13 +206,16 @@ class _Builder:
         outputs = [node for node in members if node in wanted or set(node.users) - inside]
         graph, modules = fx.Graph(), dict[str, nn.Module]()
         step = graph.placeholder("step")
-        values: dict[str, fx.Node] = {name: graph.placeholder(name) for name in inputs}
+        values = {name: graph.placeholder(f"input_{index}") for index, name in enumerate(inputs)}
         for name in inputs:
             if self._written(name) is not None:
                 values[name] = graph.call_function(torch.clone, (values[name],))
+        kept: dict[str, fx.Node] = {}
         for node in members:
             values[node.name] = self._copy_replayed(graph, modules, node, values, step)
-        graph.output(tuple(values[node.name] for node in outputs))
+            if node == self.cut.source and self._written(str(node.name)) is not None:
+                kept[str(node.name)] = graph.call_function(torch.clone, (values[str(node.name)],))
+        graph.output(tuple(kept.get(node.name, values[node.name]) for node in outputs))
         module = fx.GraphModule(modules, graph)
         return _Stage(tuple(inputs), tuple(node.name for node in outputs), module.forward)
 
@@ -225,7 +234,7 @@ class _Builder:
             name = str(node.target)
             module = self.cut.modules[name]
             if isinstance(module, _BatchNorm) and self.cut.step_norm is not None:
-                target = f"norm_{node.name}"
+                target = f"_cbl_norm_{node.name}"
                 modules[target] = _NormAtStep(name, module, self.cut.step_norm)
                 return graph.call_module(target, (values[node.all_input_nodes[0].name], step))
         return self._copy(graph, modules, node, values)
@@ -235,8 +244,8 @@ class _Builder:
     ) -> fx.Node:
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
-            modules[f"fetch_{node.name}"] = _Fetch(self.cut.modules[owner], name)
-            return graph.call_module(f"fetch_{node.name}")
+            modules[f"_cbl_fetch_{node.name}"] = _Fetch(self.cut.modules[owner], name)
+            return graph.call_module(f"_cbl_fetch_{node.name}")
         if node.op == "call_module":
             modules[str(node.target)] = self.cut.modules[str(node.target)]
         return graph.node_copy(node, lambda used: values[used.name])
@@ -246,6 +255,8 @@ class _Builder:
     ) -> Callable[..., tuple[Tensor, Tensor | None, tuple[Tensor, ...], tuple[object, ...]]]:
         graph, modules, values = fx.Graph(), dict[str, nn.Module](), dict[str, fx.Node]()
         kept = {*carried, *(site.name for site in self.cut.sites)}
+        if self.cut.source is not None:
+            kept.add(self.cut.source.name)
         saved: dict[str, fx.Node] = {}
         due: dict[str, list[str]] = {}
         for name in kept:
@@ -258,7 +269,7 @@ class _Builder:
             if node.op == "output":
                 break
             if node in self.masked:
-                target = f"mask_{node.name}"
+                target = f"_cbl_mask_{node.name}"
                 modules[target] = _DrawMask(self.cut.modules[str(node.target)])
                 x = values[node.all_input_nodes[0].name]
                 values[_mask_name(node)] = graph.call_module(target, (x,))
@@ -273,7 +284,7 @@ class _Builder:
 
 
 def _mask_name(node: fx.Node) -> str:
-    return f"{node.name}_mask"
+    return f"{node.name}.mask"  # no node has a dot in its name
 
 
 class _WriteFinder(fx.Interpreter):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
 
 from torchcbl.step_norm import can_hold, is_dropout
+
+_lock = threading.Lock()
 
 
 class NotTraceable(Exception):  # noqa: N818  (a finding that leads to the other cut, not a user's error)
@@ -43,7 +46,8 @@ def trace(
     """
     _check_modules(backbone)
     arguments = _check_arguments(backbone, pattern)
-    graphs = {mode: _trace_in_mode(backbone, arguments, mode) for mode in (True, False)}
+    with _lock:  # torch.fx patches nn.Module while it traces
+        graphs = {mode: _trace_in_mode(backbone, arguments, mode) for mode in (True, False)}
     training, evaluation = (_listing(graph) for graph, _ in graphs.values())
     if training != evaluation:
         raise NotTraceable("its forward does other things in train mode than in eval mode")
@@ -93,6 +97,7 @@ def _trace_in_mode(
     backbone: nn.Module, defaults: dict[str, object], training: bool
 ) -> tuple[fx.Graph, dict[str, object]]:
     modes = [(module, module.training) for module in backbone.modules()]
+    attributes = set(vars(backbone))
     tracer = SiteTracer()
     try:
         backbone.train(training)
@@ -102,6 +107,8 @@ def _trace_in_mode(
     finally:
         for module, mode in modes:
             module.training = mode
+        for name in set(vars(backbone)) - attributes:  # torch.fx leaves the constants it meets on the module
+            delattr(backbone, name)
     return graph, tracer.outputs
 
 

@@ -1,0 +1,463 @@
+"""Backbones that are easy to cut wrongly: what a trace loses, what a replay must not repeat, what must be refused."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import torchcbl as cbl
+from torchcbl.adapters import Film
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+CUTS = pytest.mark.parametrize("cut", ["traced", "replayed"])
+AWAKE = functools.partial(Film, identity=False)
+
+
+class Nest(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.b(x)))
+
+
+def gradient_free_encoder(self: Nest, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        h = self.b[0](x)
+    return self.head(torch.tanh(self.b[2](h)))
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:
+        return g
+
+
+def straight_through(self: Nest, x: Tensor) -> Tensor:
+    return self.head(torch.tanh(self.b[2](StraightThrough.apply(self.b[0](x)))))
+
+
+def full_precision_inside(self: Nest, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return self.head(torch.tanh(self.b(x.float())))
+
+
+@pytest.mark.parametrize("forward", [gradient_free_encoder, straight_through, full_precision_inside])
+def test_what_a_trace_would_lose_is_replayed(forward: Callable[[Nest, Tensor], Tensor]) -> None:
+    backbone = type("Special", (Nest,), {"forward": forward})()
+    net = cbl.ContextLoop(backbone, "b.2", X)
+    assert net.plan.kind == "replayed"
+    gradients = [
+        torch.autograd.grad(net.refine(X, steps=steps).outputs[0].sum(), backbone.b[0].weight, allow_unused=True)[0]
+        for steps in (0, 1)
+    ]
+    if gradients[0] is None:
+        assert gradients[1] is None
+    else:
+        torch.testing.assert_close(gradients[0], gradients[1])
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with the activation inside, as timm has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class NormActNet(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.c1, self.norm, self.c2, self.fc = nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.c2(self.norm(input=self.c1(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", ["per_step", "shared", "frozen", "shared_tracked"])
+def test_a_batch_norm_with_more_inside(mode: str) -> None:
+    special = cbl.ContextLoop(NormActNet(NormAct(4)), "c1", IMAGES, AWAKE, step_norm=mode)
+    special.train()
+    outputs = special.refine(IMAGES).outputs
+    count = int(special.backbone.norm.num_batches_tracked)
+    assert count == (3 if mode == "shared_tracked" else 1)
+    by_hand = copy.deepcopy(special.backbone)
+    z = special.context(outputs[0])
+    h = special.adapters["c1"](by_hand.c1(IMAGES), z)
+    if mode == "frozen":
+        normed = F.batch_norm(h, by_hand.norm.running_mean, by_hand.norm.running_var)
+    else:
+        normed = F.batch_norm(h, None, None, training=True)
+    expected = by_hand.fc(by_hand.c2(F.relu(normed)).mean((2, 3)))
+    torch.testing.assert_close(outputs[1], expected)
+
+
+def test_its_identity_start_is_exact() -> None:
+    for mode in ("per_step", "shared", "frozen", "shared_tracked"):
+        net = cbl.ContextLoop(NormActNet(NormAct(4)), "c1", IMAGES, step_norm=mode).eval()
+        assert torch.equal(net(IMAGES), net.backbone(IMAGES)), mode
+
+
+class WritesInTraining(Nest):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(x)
+        if self.training:
+            h.mul_(0.5)
+        return self.head(torch.tanh(h))
+
+
+def test_writes_that_only_training_does_are_found() -> None:
+    net = cbl.ContextLoop(WritesInTraining(), "b", X).train()
+    outputs = net.refine(X).outputs
+    torch.testing.assert_close(outputs[2], outputs[0])
+
+
+class WritesSometimes(Nest):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(x)
+        if float(x.detach().sum()) > 100:
+            h.relu_()
+        return self.head(torch.tanh(h))
+
+
+def test_writes_that_the_example_did_not_show_are_refused() -> None:
+    net = cbl.ContextLoop(WritesSometimes(), "b", X)
+    with pytest.raises(RuntimeError, match=r"wrote in place into a tensor that is needed again \(site 0\)"):
+        net(X + 100)
+    assert torch.equal(net(X), net.backbone(X))
+
+
+@CUTS
+def test_dropout_that_writes_in_place(cut: str) -> None:
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5, inplace=True), nn.Linear(8, 4))
+    net = cbl.ContextLoop(backbone, "0", X, cut=cut).train()
+    outputs = net.refine(X).outputs
+    assert torch.equal(outputs[2], outputs[0])
+
+
+class Overwrites(nn.Module):
+    def __init__(self, site: cbl.Site, context_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(context_dim, site.channels)
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        return h.add_(self.linear(z)) if not torch.is_grad_enabled() else h.mul_(1)
+
+
+class Keeps(nn.Module):
+    def forward(self, h: Tensor, z: Tensor) -> list[Tensor]:
+        return [h]
+
+
+def test_adapters_that_break_the_contract() -> None:
+    with pytest.raises(ValueError, match="Overwrites writes into the hidden state it is given"):
+        cbl.ContextLoop(Nest(), "b", X, adapter=Overwrites)
+    with pytest.raises(TypeError, match="Keeps returned list, expected the refined hidden state"):
+        cbl.ContextLoop(Nest(), "b", X, adapter=Keeps())
+
+
+@CUTS
+@pytest.mark.parametrize("source", ["b", "b.0", "b.2"])
+def test_the_context_may_come_from_the_site_and_from_around_it(source: str, cut: str) -> None:
+    outputs = []
+    for kind in ("traced", cut):
+        torch.manual_seed(1)
+        net = cbl.ContextLoop(Nest(), "b.0", X, AWAKE, cbl.Context(dim=3, source=source), cut=kind)
+        outputs.append(net.refine(X).outputs)
+    for one, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class ReluAfterSource(Nest):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b[2](F.relu(self.b[0](x), inplace=True)), inplace=True))
+
+
+@CUTS
+@pytest.mark.parametrize("source", ["b.0", "b.2"])
+def test_the_context_is_taken_before_a_write_in_place(source: str, cut: str) -> None:
+    net = cbl.ContextLoop(ReluAfterSource(), "b.0", X, AWAKE, cbl.Context(dim=3, source=source), cut=cut)
+    seen: list[Tensor] = []
+    net.context.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    net.refine(X)
+    assert all(bool((value < 0).any()) for value in seen), "the context saw what ReLU left"
+
+
+@CUTS
+def test_sites_within_sites(cut: str) -> None:
+    outputs = []
+    for kind in ("traced", cut):
+        torch.manual_seed(1)
+        net = cbl.ContextLoop(Nest(), ["b.0", "b"], X, AWAKE, cut=kind)
+        outputs.append(net(X))
+    torch.testing.assert_close(outputs[0], outputs[1])
+
+
+def test_a_loop_within_a_loop() -> None:
+    inner = cbl.ContextLoop(Nest(), "b.0", X, AWAKE, cut="replayed")
+    outer_net = nn.Sequential(nn.Linear(6, 6), inner, nn.Linear(4, 3))
+    net = cbl.ContextLoop(outer_net, "0", X, cut="replayed")
+    torch.testing.assert_close(net(X), outer_net(X))
+    cbl.refinement_loss(net.refine(X), torch.tensor([0, 1, 2, 0])).backward()
+    assert all(p.grad is not None for p in inner.adapters.parameters())
+
+
+class Lists(nn.Module):
+    """A prefix that returns a list which the forward empties."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.b, self.head = Twice(), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.encoder(x)
+        skip = features.pop()
+        return self.head(torch.tanh(self.b(features.pop())) + skip)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = self.linear(x)
+        return [h, 2 * h]
+
+
+@CUTS
+def test_containers_that_the_forward_empties(cut: str) -> None:
+    net = cbl.ContextLoop(Lists(), "b", X, cut=cut)
+    assert torch.equal(net(X), net.backbone(X))
+
+
+class OddNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(6, 8)
+        self.bn, self.drop = nn.BatchNorm1d(8), nn.Dropout(0.5)
+        self.norm_bn, self.drop_mask, self.mask_drop = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.keys = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, step: Tensor) -> Tensor:
+        h = self.drop(self.bn(self.values(step)))
+        return self.head(self.keys(self.mask_drop(self.drop_mask(self.norm_bn(h)))))
+
+
+@CUTS
+def test_names_that_could_collide(cut: str) -> None:
+    net = cbl.ContextLoop(OddNames(), "values", X, cut=cut).eval()
+    assert torch.equal(net(X), net.backbone(X))
+    net.train()
+    assert torch.isfinite(net(X)).all()
+
+
+class Defaults(Nest):
+    def forward(self, x: Tensor, scale: float = 2.0, offset: Tensor | None = None) -> Tensor:
+        h = self.b(x) * scale
+        return self.head(h if offset is None else h + offset)
+
+
+def test_default_arguments_do_not_keep_a_model_from_being_traced() -> None:
+    net = cbl.ContextLoop(Defaults(), "b", X, AWAKE)
+    assert net.plan.kind == "traced"
+    assert torch.equal(net.refine(X).outputs[0], net.backbone(X))
+    assert torch.equal(net.refine(X, scale=3.0).outputs[0], net.backbone(X, scale=3.0))
+
+
+class Constant(Nest):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.arange(4.0)
+
+
+def test_tracing_leaves_nothing_on_the_backbone() -> None:
+    backbone = Constant()
+    before = set(vars(backbone))
+    assert cbl.ContextLoop(backbone, "b", X).plan.kind == "replayed"
+    assert set(vars(backbone)) == before
+
+
+def test_a_last_layer_of_zeros_is_not_called_dead() -> None:
+    backbone = Nest()
+    nn.init.zeros_(backbone.head.weight)
+    net = cbl.ContextLoop(backbone, "b", X)
+    assert net.audit().dead == ("b",), "with these weights nothing can move the output, and the audit says so"
+
+
+def test_a_hook_on_the_backbone_itself_is_called() -> None:
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+    calls: list[int] = []
+    net = cbl.ContextLoop(backbone, "0", X)
+    backbone.register_forward_hook(lambda module, args, output: calls.append(1))
+    net(X)
+    assert len(calls) == 3, "a hook on the backbone itself was passed over"
+
+
+def test_casting_and_loading_after_a_cast(tmp_path: object) -> None:
+    net = cbl.ContextLoop(Nest(), "b", X).double()
+    nn.init.normal_(net.adapters["b"].linear.weight)
+    assert net.audit().dead == ()
+    net.save(str(tmp_path))
+    assert torch.equal(cbl.load(str(tmp_path), net.backbone)(X.double()), net(X.double()))
+
+
+def test_a_backbone_without_parameters() -> None:
+    net = cbl.ContextLoop(nn.Sequential(nn.Tanh(), nn.Softplus()), "0", X)
+    assert net.audit().dead == ()
+
+
+def test_local_factories_can_be_pickled() -> None:
+    net = cbl.ContextLoop(
+        nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)),
+        "0",
+        X,
+        adapter=lambda site, dim: Film(site, dim, identity=False),
+    )
+    assert torch.equal(pickle.loads(pickle.dumps(net))(X), net(X))
+
+
+def test_frozen_statistics_survive_a_second_forward() -> None:
+    torch.manual_seed(0)
+    net = cbl.ContextLoop(NormActNet(nn.BatchNorm2d(4)), "c1", IMAGES, AWAKE, step_norm="frozen").train()
+    twin = copy.deepcopy(net)
+    loss = net(IMAGES).square().sum()
+    net(IMAGES * 3 + 5)
+    ours = torch.autograd.grad(loss, list(net.parameters()))
+    theirs = torch.autograd.grad(twin(IMAGES).square().sum(), list(twin.parameters()))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(5, 7, 1), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).transpose(1, 2))
+
+
+def test_a_context_per_position_from_channels_first() -> None:
+    net = cbl.ContextLoop(
+        Sequence(), "head", torch.randn(2, 5, 7), context=cbl.Context(dim=3, source="conv"), adapter="film"
+    )
+    x = torch.randn(2, 5, 7)
+    z: list[Tensor] = []
+    net.context.register_forward_hook(lambda module, args, output: z.append(output))
+    net(x)
+    torch.testing.assert_close(z[0], net.context.map(net.backbone.conv(x).transpose(1, 2)))
+
+
+def test_building_under_inference_mode() -> None:
+    backbone = Nest()
+    with torch.inference_mode():
+        net = cbl.ContextLoop(backbone, "b", X.clone())
+        assert torch.equal(net(X), backbone(X))
+
+
+@CUTS
+def test_fresh_copies_in_many_threads(cut: str) -> None:
+    for _ in range(3):
+        net = copy.deepcopy(cbl.ContextLoop(Nest(), "b", X, AWAKE, cut=cut))
+        wrong: list[str] = []
+        expected: list[Tensor] = []
+
+        def work(net: cbl.ContextLoop = net, wrong: list[str] = wrong, expected: list[Tensor] = expected) -> None:
+            try:
+                expected.append(net(X))
+            except Exception as error:
+                wrong.append(repr(error))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert all(torch.equal(value, expected[0]) for value in expected)
+
+
+def test_two_loops_around_one_backbone_in_two_threads() -> None:
+    backbone = Nest()
+    nets = [cbl.ContextLoop(backbone, site, X, AWAKE, cut="replayed") for site in ("b", "b.0")]
+    expected = [net(X) for net in nets]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(50):
+            try:
+                if not torch.equal(nets[index](X), expected[index]):
+                    wrong.append("another answer")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        with FlopCounterMode(display=False):  # whose hooks run in every thread
+            nn.Linear(6, 6)(X)
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sites": 3}, TypeError, r"sites must be names or globs of submodules \(str\), got int"),
+        ({"context": "probs"}, TypeError, r"context must be a torchcbl.Context, got 'probs'"),
+        (
+            {"context": cbl.Context(dim=3, map=lambda f, d: nn.Linear(f, d + 1))},
+            ValueError,
+            r"returned shape \(4, 4\), expected \(B, 3\)",
+        ),
+        ({"schedule": ["literal"]}, ValueError, "schedule must be one of"),
+        ({"channel_dim": "1"}, TypeError, "channel_dim must be a whole number, got '1'"),
+        ({"schedule": "literal", "sites": ["b.0", "b.2"], "alpha": 1.0}, ValueError, "alpha = 1 keeps the old state"),
+    ],
+)
+def test_more_bad_arguments(options: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cbl.ContextLoop(**{"backbone": Nest(), "sites": "b", "example": X, **options})  # type: ignore[arg-type]
+
+
+def test_a_context_map_must_be_callable() -> None:
+    with pytest.raises(TypeError, match=r"Context\.map must be callable"):
+        cbl.Context(dim=3, map=7)  # type: ignore[arg-type]
+
+
+def test_more_bad_losses() -> None:
+    net = cbl.ContextLoop(Nest(), "b", X)
+    target = torch.arange(4)
+    with pytest.raises(TypeError, match=r"needs what net.refine\(x\) returns, got Tensor"):
+        cbl.refinement_loss(net(X), target)
+    with pytest.raises(ValueError, match=r"criterion returned shape \(4,\), expected a scalar"):
+        cbl.refinement_loss(net.refine(X), target, criterion=functools.partial(F.cross_entropy, reduction="none"))
+    with pytest.raises(ValueError, match="weights must not be negative"):
+        cbl.refinement_loss(net.refine(X), target, weights=[2.0, -1.0, 0.0])
+    for weights in (None, [[0.2, 0.3, 0.5]], ["a", "b", "c"]):
+        with pytest.raises(TypeError, match="weights must be a name or a flat sequence of numbers"):
+            cbl.refinement_loss(net.refine(X), target, weights=weights)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    net = cbl.ContextLoop(Nest(), "b", X, steps=numpy.int64(2), alpha=numpy.float32(0.5))
+    assert len(net.refine(X, steps=numpy.int64(3)).outputs) == 4
