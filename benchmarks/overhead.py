@@ -2,8 +2,9 @@
 
     python benchmarks/overhead.py [--pairs 30] [--json FILE]
 
-Both sides compute the same numbers (checked first). They run in turn, A B B A A B ..., so that a drift of the machine's
-speed falls on both; the ratio is taken pair by pair. Printed: the median ratio with its quartiles, and milliseconds.
+Both sides compute the same numbers (checked first). They run in turn, A B B A A B ..., so that a drift of the
+machine's speed falls on both; the ratio is taken pair by pair. Printed: the median ratio with its quartiles, and
+milliseconds; last, what importing costs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -152,6 +155,13 @@ def run_case(name: str, steps: int, what: str, pairs: int) -> dict[str, float]:
         return measure(lambda: net.refine(x, steps=steps), lambda: by_hand(net, x, steps), pairs)
 
 
+def import_seconds(statement: str) -> float:
+    """Median wall-clock time of a statement in fresh interpreters."""
+    code = f"import time; begin = time.perf_counter(); {statement}; print(time.perf_counter() - begin)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(7)]
+    return statistics.median(float(run.stdout) for run in runs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=30, help="timed pairs per row (default 30)")
@@ -169,6 +179,8 @@ def main() -> None:
                 spread = f"{row['quartile_low']:.3f} to {row['quartile_high']:.3f}"
                 times = f"{row['ours_ms']:7.2f}ms  {row['by_hand_ms']:7.2f}ms"
                 print(f"{name:4}{what:8}{steps:>3}  {row['ratio']:6.3f}  {spread:>15}  {times}", flush=True)
+    torch_alone, all_names = import_seconds("import torch"), import_seconds("import torch; from torchcbl import *")
+    print(f"import: torch {torch_alone:.2f} s, every name of torchcbl adds {all_names - torch_alone:.3f} s")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as stream:
             json.dump({"torch": torch.__version__, "machine": platform.machine(), "rows": rows}, stream, indent=1)

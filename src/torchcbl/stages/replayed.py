@@ -2,32 +2,23 @@
 
 During step 0 a tape notes what is returned by every module and every torch function that finishes before the start
 site. In a rerun the same calls come in the same order and are answered from the tape, so nothing below the site is
-computed again; from the site on, everything runs. The state of one call lives in a `_Run` of its own thread; the
-modules carry an interceptor only while some thread is inside such a call.
+computed again; from the site on, everything runs. The state of one call lives in a `Run` (`replay.py`); what
+hands it the calls is `interception.py`.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from torchcbl.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Plan, Visit
-from torchcbl.step_norm import Mask, StepNorm, draw_functional, has_own_forward
-
-Function = Callable[..., object]
+from torchcbl.stages.replay import Carry, Run
+from torchcbl.step_norm import StepNorm
 
 
 class ReplayedCut(Cut):
@@ -69,363 +60,37 @@ class ReplayedCut(Cut):
 
     def first(self, call: Call) -> FirstPass:
         """Run step 0; see `Cut.first`."""
-        run = _Run(self)
+        run = Run(self)
         output = _uncompiled(run, call)
-        return FirstPass(output, run.source, run.ordered_states(), _Carry(call, run.tape, run.masks))
+        return FirstPass(output, run.source, run.ordered_states(), Carry(call, run.tape, run.masks))
 
     def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
         """Run from the start site on; see `Cut.rerun`."""
         carry = first.carry
-        assert isinstance(carry, _Carry)
-        run = _Run(self, carry, visit, step, first.states)
+        assert isinstance(carry, Carry)
+        run = Run(self, carry, visit, step, first.states)
         output = _uncompiled(run, carry.call)
         source = run.source if run.source is not None else first.source
         return output, source
 
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
         """Run an example and find what is written in place after it was kept; see `Cut.find_writes`."""
-        run = _Run(self, watch=True)
+        run = Run(self, watch=True)
         run.execute(call)
         self._replayed = run.ran_after
         return dict.fromkeys(run.written(), ())
 
 
-@dataclass(frozen=True)
-class _Carry:
-    call: Call
-    tape: list[tuple[object, object]]
-    masks: list[Mask]
-
-
-@dataclass
-class _Run:
-    """One pass through the backbone: step 0 when `carry` is None, else a rerun."""
-
-    cut: ReplayedCut
-    carry: _Carry | None = None
-    visit: Visit | None = None
-    step: int = 0
-    raw: Sequence[Tensor] = ()
-    tape: list[tuple[object, object]] = field(default_factory=list)
-    masks: list[Mask] = field(default_factory=list)
-    states: dict[int, Tensor] = field(default_factory=dict)
-    source: Tensor | None = None
-    kept: dict[str, tuple[object, list[int]]] = field(default_factory=dict)
-    norm: _BatchNorm | None = None  # the batch norm with a forward of its own that is running
-    watch: bool = False  # whether this run is to find writes in place
-    ran_after: dict[str, nn.Module] = field(default_factory=dict)
-    passed: bool = False  # the start site has finished
-    inside: int = 0  # depth of modules whose inner calls are not taped one by one
-    position: int = 0  # in the tape, of a rerun
-    masks_used: int = 0
-
-    def execute(self, call: Call) -> Tensor:
-        """Call the backbone with interceptors in place."""
-        with _intercepting(self.cut.intercepted), _activated(self), _FunctionMode(self):
-            output = call.run(self.cut.backbone)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"{type(self.cut.backbone).__name__} returned {type(output).__name__}, expected one tensor: wrap it "
-                "in a module that returns the logits."
-            )
-        if not self.passed:
-            raise RuntimeError(self._lost("finished without running its lowest site"))
-        if not self.watch:
-            self._check_writes()
-        return output
-
-    def _check_writes(self) -> None:
-        """Refuse a write in place that the example did not show, since it has spoilt what was kept."""
-        written = self.written()
-        if written:
-            raise RuntimeError(
-                f"{type(self.cut.backbone).__name__} wrote in place into a tensor that is needed again ({written[0]}), "
-                "which it did not do with the example the loop was built with: build the loop with an example that "
-                "shows it, or take the write (inplace=True, add_, +=) out of the backbone."
-            )
-
-    def ordered_states(self) -> tuple[Tensor, ...]:
-        """h_0^(l) from the lowest site to the highest."""
-        missing = [name for rank, name in enumerate(self.cut.plan.sites) if rank not in self.states]
-        if missing:
-            raise RuntimeError(self._lost(f"did not run site '{missing[0]}'"))
-        return tuple(self.states[rank] for rank in range(len(self.states)))
-
-    def call_module(
-        self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        """Answer a call of a submodule."""
-        if self.passed or module in self.cut.around:
-            output = self._run_module(module, forward, args, kwargs)
-        elif module is self.cut.start and not self.inside:
-            output = self._finish_start(forward, args, kwargs)
-        elif self.carry is not None:
-            output = self._next_from_tape(module)
-        else:
-            output = self._record_module(module, forward, args, kwargs)
-        return self._note_source(module, output)
-
-    def _run_module(
-        self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        """Run a module that comes after the start site, or is around it."""
-        name, rank = self.cut.names[module], self.cut.ranks.get(module)
-        self.ran_after[name] = module
-        step_norm = self.cut.step_norm
-        if not (self.step and step_norm is not None and isinstance(module, _BatchNorm) and step_norm.applies(module)):
-            output = forward(*args, **kwargs)
-        elif has_own_forward(module):
-            self.norm = module
-            output = forward(*args, **kwargs)
-            self.norm = None
-        else:
-            output = step_norm(name, module, args[0] if args else kwargs["input"], self.step)
-        return output if rank is None else self._finish_site(rank, output)
-
-    def call_function(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """Answer a call of a torch function."""
-        # reading an attribute such as x.shape costs nothing, and other tools' hooks do it at times of their own
-        if self.inside or function in _NEVER_TAPED or getattr(function, "__name__", "") == "__get__":
-            return function(*args, **kwargs)
-        if self.passed:
-            if function in _DROPOUTS:
-                return self._dropout(function, args, kwargs)
-            return self._inside_norm(self.norm, function, args, kwargs) if self.norm else function(*args, **kwargs)
-        if self.carry is not None:
-            return self._next_from_tape(function)
-        output = function(*args, **kwargs)
-        self.tape.append((function, _contents(output)))
-        return output
-
-    def _inside_norm(
-        self, norm: _BatchNorm, function: Function, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        """Normalise at this step inside the forward of a batch norm that does more than that."""
-        if function is F.batch_norm and self.cut.step_norm is not None:
-            x = args[0] if args else kwargs["input"]
-            return self.cut.step_norm(self.cut.names[norm], norm, x, self.step)
-        if function is Tensor.add_ and args and args[0] is norm.num_batches_tracked:
-            return args[0]  # which counts the batches of step 0
-        return function(*args, **kwargs)
-
-    def _finish_start(self, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        start = self.cut.plan.start
-        if self.carry is not None:
-            if self.position != len(self.carry.tape):
-                raise RuntimeError(self._lost("reached its lowest site by another path"))
-            self.passed = True
-            return self._finish_site(start, self.raw[start])
-        self.inside += 1
-        output = forward(*args, **kwargs)
-        self.inside -= 1
-        self.passed = True
-        for index, (caller, value) in enumerate(self.tape):
-            self.tape[index] = (caller, self._keep(f"tape {index}", value))
-        return self._finish_site(start, output)
-
-    def _finish_site(self, rank: int, output: object) -> object:
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"site '{self.cut.plan.sites[rank]}' returned {type(output).__name__}, expected one tensor."
-            )
-        if rank in self.states:
-            raise RuntimeError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' twice"))
-        if self.visit is None or rank < self.cut.plan.start:
-            kept = self._keep(f"site {rank}", output)
-            assert isinstance(kept, Tensor)
-            self.states[rank] = kept
-            return output
-        self.inside += 1  # the adapter's own calls are none of the backbone's
-        self.states[rank] = state = self.visit(rank, output)
-        self.inside -= 1
-        return self._copy(state) if self.cut.copies(f"site {rank}") else state
-
-    def _record_module(
-        self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        self.inside += 1
-        output = forward(*args, **kwargs)
-        self.inside -= 1
-        rank = self.cut.ranks.get(module)
-        if rank is not None:
-            output = self._finish_site(rank, output)
-        if not self.inside:
-            self.tape.append((module, _contents(output)))
-        return output
-
-    def _note_source(self, module: nn.Module, output: object) -> object:
-        if module is self.cut.source:
-            if not isinstance(output, Tensor):
-                raise TypeError(
-                    f"context source '{self.cut.plan.source}' returned {type(output).__name__}, expected a tensor."
-                )
-            kept = self._keep("source", output)
-            assert isinstance(kept, Tensor)
-            self.source = kept
-        return output
-
-    def _next_from_tape(self, caller: object) -> object:
-        assert self.carry is not None
-        if self.position >= len(self.carry.tape):
-            raise RuntimeError(self._lost(f"called {_name(caller)} where it did not before"))
-        recorded, value = self.carry.tape[self.position]
-        if recorded is not caller:
-            raise RuntimeError(self._lost(f"called {_name(caller)} where it called {_name(recorded)} before"))
-        copies = self.cut.copies(f"tape {self.position}")
-        self.position += 1
-        return self._copy(value) if copies else _contents(value)
-
-    def _keep(self, key: str, value: object) -> object:
-        """Keep a value for later steps: a copy where it is known to be written in place, else itself under watch."""
-        if self.watch or not self.cut.copies(key):
-            if not torch.is_inference_mode_enabled():
-                self.kept[key] = (value, _versions(value))
-            return value
-        return self._copy(value)
-
-    def written(self) -> list[str]:
-        """What has been written in place since it was kept."""
-        return [key for key, (value, before) in self.kept.items() if _versions(value) != before]
-
-    def _copy(self, value: object) -> object:
-        """Copy every tensor in a value; this is none of the backbone's calls, so it must not meet the tape."""
-        self.inside += 1
-        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
-        self.inside -= 1
-        return copied
-
-    def _dropout(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """Draw a mask at step 0 and use it again at the later steps."""
-        bound = inspect.signature(function).bind(*args, **kwargs)  # of all of them: input, p, training, inplace
-        bound.apply_defaults()
-        x, p, training, inplace = bound.args
-        if not training or p == 0.0:
-            return function(*args, **kwargs)
-        if self.carry is None:
-            mask, dropped = draw_functional(function, x, p)
-            self.masks.append(mask)
-        else:
-            if self.masks_used >= len(self.carry.masks):
-                raise RuntimeError(self._lost("dropped out more often than before"))
-            scale, shift = self.carry.masks[self.masks_used]
-            self.masks_used += 1
-            dropped = x * scale if shift is None else x * scale + shift
-        del inplace  # writing into x would write into what was kept of it
-        return dropped
-
-    def _lost(self, what: str) -> str:
-        return (
-            f"in a replay {type(self.cut.backbone).__name__} {what}: its forward must take the same path at every "
-            "step, so choose sites where it does, or wrap a part of it that does."
-        )
-
-
 @functools.cache
-def _outside_of_compile() -> Callable[[_Run, Call], Tensor]:
-    execute: Callable[[_Run, Call], Tensor] = torch.compiler.disable(_Run.execute)  # type: ignore[no-untyped-call]
+def _outside_of_compile() -> Callable[[Run, Call], Tensor]:
+    execute: Callable[[Run, Call], Tensor] = torch.compiler.disable(Run.execute)  # type: ignore[no-untyped-call]
     return execute
 
 
-def _uncompiled(run: _Run, call: Call) -> Tensor:
+def _uncompiled(run: Run, call: Call) -> Tensor:
     """Execute a run eagerly, also inside torch.compile, which cannot follow interceptors."""
     # importing torch._dynamo takes a second, and nobody who has not loaded it is compiling
     return _outside_of_compile()(run, call) if "torch._dynamo" in sys.modules else run.execute(call)
 
 
 _uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
-
-_NEVER_TAPED: set[object] = {torch._C._set_grad_enabled}
-_DROPOUTS: set[object] = {
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-}
-
-
-def _contents(value: object) -> object:
-    """The same tensors in containers of their own, since a forward may pop what a list holds."""
-    return value if isinstance(value, Tensor) else pytree.tree_map(lambda leaf: leaf, value)
-
-
-def _name(caller: object) -> str:
-    return str(getattr(caller, "__name__", type(caller).__name__))
-
-
-def _versions(value: object) -> list[int]:
-    return [leaf._version for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-class _FunctionMode(TorchFunctionMode):
-    """Hand every torch function of this thread to the run."""
-
-    def __init__(self, run: _Run) -> None:
-        super().__init__()
-        self.run = run
-
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        return self.run.call_function(func, args, dict(kwargs or {}))
-
-
-_thread = threading.local()
-_lock = threading.Lock()
-_users: dict[nn.Module, int] = {}
-
-
-@contextmanager
-def _activated(run: _Run) -> Iterator[None]:
-    outer = getattr(_thread, "run", None)
-    _thread.run = run
-    try:
-        yield
-    finally:
-        _thread.run = outer
-
-
-@contextmanager
-def _intercepting(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Give modules an interceptor for as long as some thread needs it; calls of other threads pass through."""
-    with _lock:
-        for module in modules:
-            if _users.setdefault(module, 0) == 0:
-                module.__dict__["forward"] = _Interceptor(module, module.__dict__.get("forward"))
-            _users[module] += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            for module in modules:
-                _users[module] -= 1
-                if _users[module] == 0:
-                    del _users[module]
-                    module.__dict__["forward"].restore()
-
-
-class _Interceptor:
-    """Stands in for a module's `forward` and asks the thread's run, if there is one that knows the module."""
-
-    def __init__(self, module: nn.Module, replaced: object) -> None:
-        self.module = module
-        self.replaced = replaced
-        self.forward: Function = module.forward
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        run: _Run | None = getattr(_thread, "run", None)
-        if run is None or self.module not in run.cut.intercepted:
-            return self.forward(*args, **kwargs)
-        return run.call_module(self.module, self.forward, args, kwargs)
-
-    def restore(self) -> None:
-        """Give the module back the forward it had."""
-        if self.replaced is None:
-            del self.module.__dict__["forward"]
-        else:
-            self.module.__dict__["forward"] = self.replaced
