@@ -132,3 +132,10 @@ def test_sites(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split() == ["block1", "Sequential", "2,800", "parameters", "h:", "(B,", "16,", "16,", "16)"]
     assert main(["sites", "StandardCNN"]) == 0
     assert "--input SHAPE" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m torchcbl sites StandardCNN | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("block1")
+    assert done.stderr == ""

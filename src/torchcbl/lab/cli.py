@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options))
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last finished epochs.", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads what we print has had enough, as in `torchcbl sites MODEL | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ModuleNotFoundError as error:
         return _error(f"{error.name} is not installed: pip install 'torchcbl[lab]'")
     except (ValueError, TypeError, OSError) as error:
