@@ -80,7 +80,8 @@ class ContextMap(nn.Module):
             source = source.detach()
         if self.source == "probs":
             source = source.softmax(dim=-1)
-        source = source.movedim(self.channel_dim, -1)
+        if self.channel_dim not in (-1, source.ndim - 1):
+            source = source.movedim(self.channel_dim, -1)
         if self.pool:
             source = source.flatten(1, -2).mean(dim=1)
         z: Tensor = self.map(source)

@@ -54,7 +54,7 @@ class Adapter(nn.Module, ABC):
             ValueError: The values have positions and h has not the same kind of positions.
         """
         if values.ndim == 2:
-            return values.view(self.site.broadcast_shape)
+            return values if len(self.site.shape) == 2 else values.view(self.site.broadcast_shape)
         if values.ndim == len(self.site.shape) and self.site.channel_dim == values.ndim - 1:
             return values
         raise ValueError(

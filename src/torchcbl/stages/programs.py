@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """The nodes of one level as a function (step, *inputs) -> outputs."""
+    """The nodes of one level as a function (step, *inputs) -> outputs; it runs once its site has been visited."""
 
+    site: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     run: Callable[..., tuple[Tensor, ...]]
@@ -135,7 +136,7 @@ class Builder:
                 kept[str(node.name)] = graph.call_function(torch.clone, (values[str(node.name)],))
         graph.output(tuple(kept.get(node.name, values[node.name]) for node in outputs))
         module = fx.GraphModule(modules, graph)
-        return Stage(tuple(inputs), tuple(node.name for node in outputs), module.forward)
+        return Stage(self.cut.sites[level].name, tuple(inputs), tuple(node.name for node in outputs), module.forward)
 
     def _copy_replayed(
         self,

@@ -57,16 +57,14 @@ class TracedCut(Cut):
 
     def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
         """Run the stages again; see `Cut.rerun`."""
-        programs = self._programs
         carry = first.carry
         assert isinstance(carry, tuple)
-        values: dict[str, object] = dict(zip(programs.carried, carry, strict=True))
-        for index, stage in enumerate(programs.stages, self.start):
-            name = self.sites[index].name
-            raw = values.get(name, first.states[index])
+        values: dict[str, object] = dict(zip(self._programs.carried, carry, strict=True))
+        for index, stage in enumerate(self._programs.stages, self.start):
+            raw = values.get(stage.site, first.states[index])
             assert isinstance(raw, Tensor)
-            values[name] = visit(index, raw)
-            outputs = stage.run(step, *(values[key] for key in stage.inputs))
+            values[stage.site] = visit(index, raw)
+            outputs = stage.run(step, *[values[name] for name in stage.inputs])
             values.update(zip(stage.outputs, outputs, strict=True))
         output = values.get(self.output.name, first.output)
         source = None if self.source is None else values.get(self.source.name, first.source)
