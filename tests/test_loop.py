@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -332,6 +333,7 @@ def test_hooks_that_come_later_are_called() -> None:
     handle = net.backbone.block1.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
     assert torch.equal(net(IMAGES), expected)
     assert len(shapes) == 3, "the hook of a submodule that the trace looks into was passed over"
+    assert torch.equal(copy.deepcopy(net)(IMAGES), expected)
     handle.remove()
 
 

@@ -20,6 +20,7 @@ from torchcbl.site import Site, build_sites, match_names, not_found
 from torchcbl.stages import Cut, Plan, choose_plan, make_cut
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
+from torchcbl.stages.tracing import NotTraceable
 from torchcbl.step_norm import batch_norms, choose_step_norm, module_key
 
 
@@ -224,9 +225,12 @@ class ContextLoop(nn.Module):
 
     def _prepare_cuts(self) -> None:
         """Make the planned cut, and the replayed one that serves what the plan was not made for."""
-        self._cut = make_cut(self.backbone, self.plan, self.step_norm)
         plan = replace(self.plan, kind="replayed", writes={})
         self._replayed = ReplayedCut(self.backbone, plan, self.step_norm, copy_all=True)
+        try:
+            self._cut = make_cut(self.backbone, self.plan, self.step_norm)
+        except NotTraceable:  # a copy of a loop whose backbone has got hooks since
+            self._cut = self._replayed
 
     def _cut_for(self, call: Call) -> Cut:
         """The planned cut; the replayed one where the call has another form, or hooks came that a trace would miss."""
