@@ -6,7 +6,13 @@ import pytest
 from torchcbl.lab.inspection import describe_sites, find_model
 
 MODELS = """
+from __future__ import annotations
+from dataclasses import dataclass
 from torch import nn
+
+@dataclass
+class Sizes:  # looks its own module up
+    hidden: int = 8
 
 def build():
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

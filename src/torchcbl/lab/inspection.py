@@ -137,6 +137,7 @@ def _import(place: str) -> ModuleType:
         assert found is not None
         assert found.loader is not None
         module = importlib.util.module_from_spec(found)
+        sys.modules.setdefault(found.name, module)  # dataclasses look their module up there
         found.loader.exec_module(module)
         return module
     except Exception as error:  # it is the user's code, which may raise anything

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.forkserver
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -204,6 +205,8 @@ def start_method() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
+    # a run that is ended by Ctrl-C leaves its semaphores to the tracker, which frees them and would say so
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     context.set_forkserver_preload(PRELOADED)
     multiprocessing.forkserver.ensure_running()
     return context
