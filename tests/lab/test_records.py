@@ -104,3 +104,10 @@ def test_binary_rubbish_is_a_damaged_record(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00rubbish")
     with pytest.raises(ValueError, match="is damaged"):
         read_record(path)
+
+
+def test_a_record_under_another_name_is_refused(tmp_path: Path) -> None:
+    path = write_record(tmp_path, make_record())
+    path.rename(path.with_name("cbl-seed1.json"))
+    with pytest.raises(ValueError, match=r"cbl-seed1\.json says it is of cbl-seed0: it was renamed or edited"):
+        read_records(tmp_path)

@@ -242,3 +242,13 @@ def test_holm_keeps_the_order_and_its_bounds(p_values: list[float]) -> None:
     if p_values:
         assert min(corrected) == min(1.0, len(p_values) * min(p_values))
     assert holm(p_values[::-1]) == corrected[::-1]
+
+
+def test_comparisons_that_are_still_to_come_count_for_the_correction() -> None:
+    scores = {"standard": {0: 78.0, 1: 78.4, 2: 78.1}, "cbl": {0: 79.0, 1: 79.5, 2: 79.3}}
+    (alone,) = compare_all(scores, "standard")
+    (partial,) = compare_all(scores, "standard", planned=2)
+    assert alone.t_test is not None
+    assert alone.p_holm == alone.t_test.p
+    assert partial.p_holm == 2 * alone.t_test.p
+    assert partial.num_comparisons == 2

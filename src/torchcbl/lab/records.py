@@ -152,7 +152,15 @@ def read_records(folder: Path) -> list[Record]:
     Raises:
         ValueError: A record is damaged.
     """
-    records = [read_record(path) for path in (folder / "records").glob("*.json")]
+    records = []
+    for path in (folder / "records").glob("*.json"):
+        record = read_record(path)
+        if path.stem != run_name(record.arm, record.seed):
+            raise ValueError(
+                f"record {path} says it is of {run_name(record.arm, record.seed)}: it was renamed or edited. Delete "
+                "the file and run the same `torchcbl compare` again: only this run is repeated."
+            )
+        records.append(record)
     return sorted(records, key=lambda record: (record.arm, record.seed))
 
 

@@ -189,13 +189,15 @@ def compare(
 
 
 def compare_all(
-    scores: Mapping[str, Mapping[int, float]], baseline: str, *, bootstrap_seed: int = 0
+    scores: Mapping[str, Mapping[int, float]], baseline: str, *, planned: int = 0, bootstrap_seed: int = 0
 ) -> list[Comparison]:
     """Compare every arm with the baseline, p-values corrected by Holm's method for the number of tests.
 
     Args:
         scores: Score by seed for every arm, in points.
         baseline: Name of the arm that the others are held against.
+        planned: Number of comparisons the study is to make. Those that cannot be tested yet count all the same, so
+            that stopping a study early does not weaken the correction.
         bootstrap_seed: As in `compare`.
 
     Returns:
@@ -213,8 +215,9 @@ def compare_all(
         for arm in scores
         if arm != baseline
     ]
-    corrected = iter(holm([result.t_test.p for result in results if result.t_test]))
-    count = sum(result.t_test is not None for result in results)
+    p_values = [result.t_test.p for result in results if result.t_test]
+    count = max(planned, len(p_values))
+    corrected = iter(holm(p_values + [1.0] * (count - len(p_values))))
     return [
         replace(result, num_comparisons=count, p_holm=next(corrected)) if result.t_test else result
         for result in results

@@ -77,7 +77,8 @@ class Findings:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Every other arm against `standard`, in points of test accuracy."""
-        return compare_all({arm: self.scores(arm) for arm in self.arms}, BASELINE)
+        planned = sum(arm != BASELINE for arm in {*self.recipe.arms, *self.arms})
+        return compare_all({arm: self.scores(arm) for arm in self.arms}, BASELINE, planned=planned)
 
     @property
     def label(self) -> str:

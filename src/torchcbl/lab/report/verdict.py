@@ -45,6 +45,8 @@ def _outcome(comparison: Comparison) -> str:
         return f"{treatment} and {baseline} scored the same in {runs}."
     direction = "higher" if comparison.mean > 0 else "lower"
     scored = f"{treatment} scored {abs(comparison.mean):.2f} points {direction} than {baseline}"
+    if abs(comparison.mean) < 0.005:
+        scored = f"{treatment} scored within 0.01 points of {baseline}"
     if n == 1:
         return f"{scored} in the only paired run: no test possible with one seed."
     if comparison.p_holm is None:
