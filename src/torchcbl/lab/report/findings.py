@@ -15,7 +15,6 @@ from torchcbl.lab.statistics import Comparison, Summary, compare_all, summarise
 
 BASELINE = "standard"
 PAPER_SEEDS, PAPER_EPOCHS = 5, 20
-# What may differ between the records of one study: it can be extended by arms and seeds.
 
 
 @dataclass(frozen=True)
