@@ -427,7 +427,7 @@ def test_two_loops_around_one_backbone_in_two_threads() -> None:
         (
             {"context": cbl.Context(dim=3, map=lambda f, d: nn.Linear(f, d + 1))},
             ValueError,
-            r"returned shape \(4, 4\), expected \(B, 3\)",
+            r"returned shape \(4, 4\) for \(4, 4\), expected \(B, 3\)",
         ),
         ({"schedule": ["literal"]}, ValueError, "schedule must be one of"),
         ({"channel_dim": "1"}, TypeError, "channel_dim must be a whole number, got '1'"),

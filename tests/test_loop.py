@@ -189,7 +189,9 @@ def test_film_follows_its_equation() -> None:
     h, z = torch.randn(2, 4, 3), torch.randn(2, 5)
     gamma, beta = film.linear(z)[:, None, :3], film.linear(z)[:, None, 3:]
     torch.testing.assert_close(film(h, z), (1 + gamma) * h + beta)
-    with pytest.raises(ValueError, match="the context has one vector per position, but site 'a' has hidden states"):
+    with pytest.raises(
+        ValueError, match=r"the context has positions \(7,\), but the hidden states of site 'a' have shape"
+    ):
         Film(cbl.Site("a", (2, 3, 4, 4), 1), 5)(torch.randn(2, 3, 4, 4), torch.randn(2, 7, 5))
 
 
@@ -253,25 +255,34 @@ def test_an_untraceable_backbone_says_why() -> None:
     assert "replayed: " in repr(loop(BranchingCnn(), ["low"], IMAGES))
 
 
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> str:
+        return "no tensor"
 
 
-class ReturnsPair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.pair = nn.Linear(6, 8), Pair()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.pair(self.first(x))
+class Whole(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.long()
 
 
-def test_outputs_that_are_not_logits() -> None:
-    with pytest.raises(TypeError, match="ReturnsPair returns tuple, expected one tensor of logits"):
-        loop(ReturnsPair(), ["first"])
-    with pytest.raises(ValueError, match=r"output has shape \(4, 6, 8, 8\), expected \(B, K\) or \(B, N, K\)"):
-        loop(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()), ["0"], IMAGES)
+@pytest.mark.parametrize(
+    ("last", "options", "error", "message"),
+    [
+        (Nothing(), {}, TypeError, r"Sequential returns str without a floating-point tensor \(B, K\)"),
+        (Whole(), {}, ValueError, r"output has shape \(4, 6\) and dtype torch.int64, expected floating point"),
+        (
+            nn.Identity(),
+            {"output": "logits"},
+            ValueError,
+            "output='logits' is not in the Tensor that Sequential returns",
+        ),
+    ],
+)
+def test_outputs_that_are_not_logits(
+    last: nn.Module, options: dict[str, str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        loop(nn.Sequential(nn.Linear(6, 6), last), ["0"], **options)
 
 
 def test_it_moves_and_casts() -> None:

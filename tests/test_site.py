@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import torchcbl as cbl
 from backbones import Mlp, ResidualCnn
 from torchcbl.calls import Call
-from torchcbl.site import build_sites, match_names, observe
+from torchcbl.names import match_names
+from torchcbl.observation import observe
+from torchcbl.site import build_sites
 
 X = torch.randn(2, 6)
 
@@ -25,17 +27,24 @@ class Odd(nn.Module):
         self.outer = nn.Sequential(nn.Linear(6, 6))
         self.embed = nn.Embedding(3, 6)
         self.codes = Codes()
+        self.words = Words()
         self.head = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.twice(self.twice(x))
         h, _ = self.lstm(x[:, None])
+        self.words(x)
         return self.head(self.outer(h[:, 0]) + self.embed(self.codes(x)).mean(1))
 
 
 class Codes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x > 0).long()
+
+
+class Words(nn.Module):
+    def forward(self, x: Tensor) -> str:
+        return "none"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +54,7 @@ class Codes(nn.Module):
         ("layer5", ValueError, "site 'layer5' not found in Odd: it has"),
         ("never", ValueError, "site 'never' never runs"),
         ("twice", ValueError, "site 'twice' runs 2 times in one forward pass, expected once"),
-        ("lstm", TypeError, "site 'lstm' returns tuple, expected one tensor"),
+        ("words", TypeError, "site 'words' returns str that holds no floating-point tensor"),
         ("codes", TypeError, "site 'codes' returns a tensor of dtype torch.int64"),
         (["outer", "outer.0"], ValueError, "'outer.0' and 'outer' are one and the same tensor"),
         ([], ValueError, "sites is empty"),
@@ -58,7 +67,7 @@ def test_what_cannot_be_a_site(site: str | list[str], error: type[Exception], me
 
 
 def test_sites_lists_what_can_be_one() -> None:
-    assert cbl.sites(Odd(), X) == ["outer", "outer.0", "embed", "head"]
+    assert cbl.sites(Odd(), X) == ["lstm", "outer", "outer.0", "embed", "head"]
     assert "never" in cbl.sites(Odd())
 
 
@@ -70,8 +79,18 @@ def test_globs_stay_within_a_level() -> None:
 
 
 def test_sites_stand_in_execution_order() -> None:
-    net = cbl.ContextLoop(Mlp(), ["second", "first"], X)
-    assert [site.name for site in net.sites] == ["first", "second"]
+    backbone = Mlp()
+    backbone._modules = dict(reversed(backbone._modules.items()))
+    net = cbl.ContextLoop(backbone, "*st", X)
+    assert [site.name for site in cbl.ContextLoop(backbone, "[fs]*", X).sites] == ["first", "second"]
+    assert [site.name for site in net.sites] == ["first"]
+
+
+def test_sites_named_in_another_order_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"names 'second' before 'first', but the backbone runs 'first' first: name them"
+    ):
+        cbl.ContextLoop(Mlp(), ["second", "first"], X)
 
 
 def test_observing_leaves_nothing_behind() -> None:
@@ -97,7 +116,7 @@ def test_observing_leaves_nothing_behind() -> None:
 )
 def test_channel_axis(backbone: nn.Module, site: str, shape: tuple[int, ...], channel_dim: int) -> None:
     call = Call((torch.randn(shape),))
-    assert build_sites(nn.Sequential(backbone), [site], call, None)[0].channel_dim == channel_dim
+    assert build_sites(nn.Sequential(backbone), [site], call, None)[0].site.channel_dim == channel_dim
 
 
 def test_broadcast_shape() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchcbl.calls import Call, evaluating
+from torchcbl.causality import check_causal
 from torchcbl.schedules import Psi, find_schedule
 
 if TYPE_CHECKING:
@@ -165,6 +166,16 @@ def audit_loop(net: ContextLoop, call: Call) -> Audit:
     )
 
 
+def check_loop_is_causal(net: ContextLoop, call: Call) -> None:
+    """Refuse adapters and contexts that show a causal backbone's positions what comes later; see `check_causal`."""
+    if not any(site.causal for site in net.sites):
+        return
+    steps = net.config.steps or find_schedule(net.config.schedule).min_steps(len(net.sites))
+    with torch.inference_mode(False), torch.no_grad(), evaluating(net):
+        psi = [_perturbed(adapter) for adapter in net.adapters.values()]
+        check_causal(net.sites, psi, lambda moved: net.run(call.detached(), steps, moved).outputs[-1])
+
+
 def audit_at_random(net: ContextLoop) -> Audit:
     """Audit a copy of the loop whose backbone's weights are moved at random, on seeded noise.
 
@@ -202,12 +213,12 @@ def _audit_adapters(net: ContextLoop, call: Call, steps: int) -> tuple[AdapterAu
     adapters = list(net.adapters.values())
     gradients = _gradients(net, call, steps, adapters)
     with torch.no_grad():
-        reference = net.run(call.detached(), steps)[0][-1]
+        reference = net.run(call.detached(), steps).outputs[-1]
         changes = []
         for index, adapter in enumerate(adapters):
             psi: list[Psi] = list(adapters)
             psi[index] = _perturbed(adapter)
-            moved = net.run(call.detached(), steps, psi)[0][-1]
+            moved = net.run(call.detached(), steps, psi).outputs[-1]
             changes.append(_largest(moved - reference))
     return tuple(
         AdapterAudit(site.name, site.shape, type(adapter).__name__, _count(adapter.parameters()), gradient, change)
@@ -234,7 +245,8 @@ def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.M
         return psi
 
     with torch.enable_grad():
-        output = net.run(call.detached(), steps, [probed(i, adapter) for i, adapter in enumerate(adapters)])[0][-1]
+        probes_in = [probed(i, adapter) for i, adapter in enumerate(adapters)]
+        output = net.run(call.detached(), steps, probes_in).outputs[-1]
         projection = (output * _noise(output, seed=0)).sum()
         gradients = []
         for index, adapter in enumerate(adapters):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -54,12 +54,36 @@ class Call:
         """How many positional and which keyword arguments there are: what a traced cut is made for."""
         return len(self.args), tuple(self.kwargs)
 
+    def mask(self) -> Tensor | None:
+        """Which positions are real, (B, N), if the call says so by `attention_mask`."""
+        mask = self.kwargs.get("attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def batch_size(self) -> int:
+        """How many samples there are, read off the first tensor that has axes."""
+        sizes = [value.shape[0] for value in self.values() if isinstance(value, Tensor) and value.ndim]
+        return sizes[0] if sizes else 1
+
+    def resized(self) -> Call:
+        """The same call with its first sample alone; with that sample twice if there is but one."""
+        size = self.batch_size()
+
+        def resize(value: object) -> object:
+            if not isinstance(value, Tensor) or not value.ndim or value.shape[0] != size:
+                return _copy(value)
+            return value.detach()[:1].clone() if size != 1 else torch.cat([value.detach()] * 2)
+
+        return self.mapped(resize)
+
+    def mapped(self, change: Callable[[object], object]) -> Call:
+        """The same call with every argument changed."""
+        return Call(
+            tuple(change(value) for value in self.args), {name: change(value) for name, value in self.kwargs.items()}
+        )
+
     def detached(self) -> Call:
         """The same call with copies of its tensors, so that a backbone that writes into its input harms nobody."""
-        return Call(
-            tuple(_copy(value) for value in self.args),
-            {name: _copy(value) for name, value in self.kwargs.items()},
-        )
+        return self.mapped(_copy)
 
 
 def _copy(value: object) -> object:
@@ -67,10 +91,11 @@ def _copy(value: object) -> object:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode and give each its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules and every submodule in eval mode and give each its own mode back."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
     try:
         yield
     finally:

@@ -10,20 +10,23 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Context:
-    """Describe g: what the context is made from, and its size.
+    """Describe g: what the context is made from, its size, and whether there is one per sample or per position.
 
         z = W s + b        with s = y, softmax(y), or a submodule's output
 
     Args:
         dim: D, the size of z; at least 1.
-        source: "logits" for y, "probs" for softmax(y) over its last axis, or the dotted name of a submodule. Of a
-            submodule's output the mean over positions is taken, unless y itself has positions.
+        source: "logits" for y, "probs" for softmax(y) over the classes, or the dotted name of a submodule.
         detach: Whether to stop gradients from flowing back through z into the step before.
         map: Called with the number of features of s and with `dim`, returns the module that is g; None for the
-            affine map above. The module takes s (B, F) or (B, N, F) and returns z with `dim` in place of F.
+            affine map above. The module takes s (B, F), (B, N, F) or (B, H, W, F) and returns z with `dim` in place of
+            F.
+        per: "sample" for one z (B, D) per sample: s is averaged over its positions (those that `attention_mask`
+            admits); "position" for one at each position of s, (B, N, D) or (B, H, W, D). None: as y has positions or
+            not.
 
     Raises:
-        ValueError: `dim` is below 1.
+        ValueError: `dim` is below 1, or `per` is neither.
         TypeError: A field has another type.
 
     Source:
@@ -31,13 +34,14 @@ class Context:
 
     Example:
         >>> Context(dim=64, source="probs")
-        Context(dim=64, source='probs', detach=False, map=None)
+        Context(dim=64, source='probs', detach=False, map=None, per=None)
     """
 
     dim: int = 64
     source: str = "logits"
     detach: bool = False
     map: Callable[[int, int], nn.Module] | None = None
+    per: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dim, bool) or not isinstance(self.dim, int):
@@ -48,6 +52,8 @@ class Context:
             raise TypeError(f'Context.source must be "logits", "probs" or a submodule\'s name, got {self.source!r}.')
         if self.map is not None and not callable(self.map):
             raise TypeError(f"Context.map must be callable with (features, dim), got {type(self.map).__name__}.")
+        if self.per not in (None, "sample", "position"):
+            raise ValueError(f'Context.per must be "sample", "position" or None, got {self.per!r}.')
 
     @property
     def module_name(self) -> str | None:
@@ -74,24 +80,39 @@ class ContextMap(nn.Module):
         self.pool = pool
         self.map = nn.Linear(features, context.dim) if context.map is None else context.map(features, context.dim)
 
-    def forward(self, source: Tensor) -> Tensor:
-        """Compute z (B, D) or (B, N, D)."""
+    def forward(self, source: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute z (B, D) or (B, *positions, D).
+
+        Args:
+            source: y or a submodule's output, batch first.
+            mask: Which positions are real, (B, N) of booleans or of 0 and 1; None when all are.
+        """
         if self.detach:
             source = source.detach()
-        if self.source == "probs":
-            source = source.softmax(dim=-1)
         if self.channel_dim not in (-1, source.ndim - 1):
             source = source.movedim(self.channel_dim, -1)
-        if self.pool:
-            source = source.flatten(1, -2).mean(dim=1)
+        if self.source == "probs":
+            source = source.softmax(dim=-1)
+        if self.pool and source.ndim > 2:
+            source = _mean_over_positions(source, mask)
         z: Tensor = self.map(source)
-        if z.ndim not in (2, 3) or z.shape[-1] != self.dim:
+        if z.ndim != source.ndim or z.shape[-1] != self.dim:
             raise ValueError(
-                f"the context map returned shape {tuple(z.shape)}, expected (B, {self.dim}) or (B, N, {self.dim}): "
-                "Context.dim must be what the map returns."
+                f"the context map returned shape {tuple(z.shape)} for {tuple(source.shape)}, expected (B, {self.dim}) "
+                "or "
+                f"(B, N, {self.dim}), axis by axis but the last as it was given: Context.dim must be what the map "
+                "returns."
             )
         return z
 
     def extra_repr(self) -> str:
         """Name the source."""
         return f"source={self.source!r}, detach={self.detach}"
+
+
+def _mean_over_positions(source: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (B, *positions, F) over the positions that the mask admits."""
+    if mask is None or mask.shape != source.shape[:2] or source.ndim != 3:
+        return source.flatten(1, -2).mean(dim=1)
+    weights = mask.to(source.dtype)
+    return (source * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1)

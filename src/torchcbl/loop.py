@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
-from torchcbl.adapters import AdapterChoice, build_adapters, describe_adapters
-from torchcbl.audit import Audit, audit_at_random, audit_loop, dead_adapters_message
-from torchcbl.calls import Call, Example, describe, evaluating, placement, synthesise
-from torchcbl.context import Context, ContextMap
+from torchcbl.adapters import AdapterChoice, bind_mask, build_adapters, describe_adapters
+from torchcbl.arguments import check_alpha, check_context, check_steps
+from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
+from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
+from torchcbl.calls import Call, Example, describe, placement, synthesise
+from torchcbl.causality import has_positions_of, is_causal
+from torchcbl.context import Context
+from torchcbl.language import generate, without_cache
+from torchcbl.layout import Key
+from torchcbl.names import match_names
 from torchcbl.refinement import Refinement, relative_change
 from torchcbl.schedules import Psi, State, find_schedule
-from torchcbl.site import Site, build_sites, match_names, not_found
+from torchcbl.site import Site, build_sites, check_order
 from torchcbl.stages import Cut, Plan, choose_plan, make_cut
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
 from torchcbl.stages.tracing import NotTraceable
 from torchcbl.step_norm import batch_norms, choose_step_norm, module_key
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a run of the loop gives.
+
+    Args:
+        outputs: y_0..y_T.
+        residuals: (B,) for each step at which it was measured.
+        returned: The backbone's own output at step T, y_T within it.
+    """
+
+    outputs: list[Tensor]
+    residuals: list[Tensor]
+    returned: object
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,7 @@ class LoopConfig:
     example: dict[str, object]
     step_norm: str
     channel_dim: int | None
+    output: Key | None
 
 
 class ContextLoop(nn.Module):
@@ -48,12 +69,14 @@ class ContextLoop(nn.Module):
     what lies below the lowest site is computed once per call, however many steps there are.
 
     Args:
-        backbone: Any module that maps tensors to one tensor of logits, (B, K) or (B, N, K), deterministic in eval mode.
-        sites: Dotted names or globs of submodules (`*` within a level, `**` across levels); their outputs are h^(l).
+        backbone: Any module, deterministic in eval mode, that returns logits y of shape (B, K), (B, N, K) or (B, K, H,
+            W), plain or within a tuple, dict or dataclass. One that is compiled is taken uncompiled: compile the loop.
+        sites: Dotted names or globs of submodules (`*` within a level, `**` across levels); their outputs are h^(l)
+            (of a tuple or dataclass, its first tensor). Those named one by one stand in the order in which they run.
         example: What the backbone is called with, for shapes: a tensor, a tuple of positional or a dict of keyword
             arguments. Two samples are enough; it is run a few times and not kept.
-        adapter: "film", "gate", a module class or factory called with (`Site`, context dim), a module, or a dict of
-            these by site name or glob.
+        adapter: A name (`torchcbl.adapters.ADAPTERS` has them all), a module class or factory called with (`Site`,
+            context dim), a module, or a dict of these by site name or glob.
         context: g, by default `Context(dim=64)`: an affine map of the logits.
         steps: T, the number of feedback steps; at least 0. May be changed at call time.
         alpha: Weight of the OLD state in [0, 1]: h_{t+1} = alpha h_t + (1 - alpha) psi(h, z_t). 0 replaces it.
@@ -62,6 +85,8 @@ class ContextLoop(nn.Module):
         step_norm: Batch norm in the replayed part: "per_step" (the default: statistics of each step's own), "shared",
             "frozen" or "shared_tracked". See `torchcbl.step_norm.StepNorm`.
         channel_dim: Channel axis of the hidden states; None finds it from the module that made them.
+        output: Key, field or index of y in what the backbone returns; None takes "logits", "last_hidden_state", "out",
+            or the first tensor.
         cut: "auto", "traced" (torch.fx, or an error that says why not) or "replayed". A trace keeps the values that
             plain Python attributes read by `forward` have now; a backbone whose flags change later wants "replayed".
             torch.fx is not made for threads: build loops before other threads run modules.
@@ -70,7 +95,7 @@ class ContextLoop(nn.Module):
     Raises:
         ValueError: A site is unknown, never runs, runs twice or is named twice; an argument is out of its range; the
             backbone is not deterministic; or an adapter is dead.
-        TypeError: A site or the backbone does not return one tensor, or an argument is of the wrong type.
+        TypeError: A site or the backbone returns no tensor, or an argument is of the wrong type.
 
     Source:
         Fein-Ashley, Contextual Backpropagation Loops: Amplifying Deep Reasoning with Iterative Top-Down Feedback.
@@ -99,35 +124,39 @@ class ContextLoop(nn.Module):
         *,
         step_norm: str | None = None,
         channel_dim: int | None = None,
+        output: Key | None = None,
         cut: str = "auto",
         allow_dead: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
             raise TypeError(f"backbone must be an nn.Module, got {type(backbone).__name__}.")
-        context = Context() if context is None else context
-        if not isinstance(context, Context):
-            raise TypeError(
-                f"context must be a torchcbl.Context, got {context!r}: write for example "
-                "Context(dim=64, source='probs')."
-            )
+        backbone = unwrap_compiled(backbone)
+        context = check_context(context)
         steps, alpha = check_steps(steps), check_alpha(alpha)
         order = find_schedule(schedule)
-        call = Call.from_example(example)
-        names = match_names(backbone, sites)
+        call = without_cache(backbone, Call.from_example(example))
         self.backbone = backbone
-        self.sites: tuple[Site, ...] = tuple(build_sites(backbone, names, call.detached(), channel_dim))
-        site_names = tuple(site.name for site in self.sites)
-        source = self._check_source(context)
-        plan, replayed = choose_plan(backbone, site_names, source, order.start(len(site_names)), call, cut)
+        self._output_layout, y = find_output(backbone, call, output)
+        placed = build_sites(backbone, match_names(backbone, sites), call.detached(), channel_dim)
+        check_order(sites, [one.site.name for one in placed])
+        start = order.start(len(placed))
+        draft, source = make_plan(backbone, placed, start, call, context.module_name)
+        plan, replayed = choose_plan(backbone, draft, call, cut)
         self.plan: Plan = plan
-        self.context = self._build_context(context, call).to(*placement(backbone, call))
+        self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), steps)
+        self.has_batch_norm = bool(batch_norms(replayed.items()))
+        self._prepare_cuts()
+        causal = is_causal(backbone, call, self._output_layout, y)
+        self.sites: tuple[Site, ...] = tuple(
+            replace(one.site, causal=causal and has_positions_of(one.site, y)) for one in placed
+        )
+        self.context = make_context(context, y, source).to(*placement(backbone, call))
         modules = build_adapters(adapter, self.sites, context.dim)
         self.adapters = nn.ModuleDict(
             {module_key(site.name): module for site, module in zip(self.sites, modules, strict=True)}
         ).to(*placement(backbone, call))
-        self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), steps)
-        self.has_batch_norm = bool(batch_norms(replayed.items()))
+        self.backbone_frozen = False
         self.config = LoopConfig(
             steps=steps,
             alpha=alpha,
@@ -138,21 +167,21 @@ class ContextLoop(nn.Module):
             example=describe(call),
             step_norm=self.step_norm.mode,
             channel_dim=channel_dim,
+            output=output,
         )
-        self._prepare_cuts()
         for part in (self.context, self.adapters, self.step_norm):
             part.train(backbone.training)
         self.training = backbone.training
+        check_loop_is_causal(self, call.detached())
         self._audit = audit_loop(self, call.detached())
         if self._audit.dead:
             self._audit = audit_at_random(self)
         if self._audit.dead and not allow_dead:
             raise ValueError(dead_adapters_message(self._audit))
 
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """Return y_T: the backbone's output after T steps of feedback, (B, K) or (B, N, K)."""
-        outputs, _ = self.run(Call(args, kwargs), self.config.steps)
-        return outputs[-1]
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Return the backbone's own output after T steps of feedback, with y_T (and, say, a loss from it) in it."""
+        return self.run(Call(args, kwargs), self.config.steps).returned
 
     def refine(self, *args: object, steps: int | None = None, **kwargs: object) -> Refinement:
         """Return the outputs of all steps.
@@ -167,8 +196,25 @@ class ContextLoop(nn.Module):
             TypeError: `steps` is not a whole number.
         """
         steps = self.config.steps if steps is None else check_steps(steps)
-        outputs, residuals = self.run(Call(args, kwargs), steps, measure=True)
-        return Refinement(outputs, torch.stack(residuals) if residuals else None)
+        rollout = self.run(Call(args, kwargs), steps, measure=True)
+        residuals = torch.stack(rollout.residuals) if rollout.residuals else None
+        return Refinement(rollout.outputs, residuals, rollout.returned)
+
+    def generate(self, *args: object, **kwargs: object) -> object:
+        """Generate tokens with feedback: the backbone's own `generate` (transformers), each token after T steps.
+
+        Every token is computed from the whole sequence again, since a key/value cache would hold states without
+        feedback.
+
+        Args:
+            *args: What the backbone's `generate` takes, as `input_ids`.
+            **kwargs: The same by keyword, as `max_new_tokens`, `do_sample`.
+
+        Raises:
+            TypeError: The backbone cannot generate.
+            ValueError: `use_cache=True` or a cache is passed.
+        """
+        return generate(self.backbone, self, args, kwargs)
 
     def audit(self, example: Example | None = None) -> Audit:
         """Establish which adapters can move the output, and what the loop costs, on a batch.
@@ -184,15 +230,44 @@ class ContextLoop(nn.Module):
             return audit_loop(self, Call.from_example(example).detached())
         return audit_loop(self, synthesise(self.config.example, self.backbone))
 
+    def adapter_parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over what the loop adds to the backbone and trains: adapters and context."""
+        yield from self.adapters.parameters()
+        yield from self.context.parameters()
+
+    def freeze_backbone(self, frozen: bool = True) -> ContextLoop:
+        """Train adapters and context alone, or, with `frozen=False`, everything again.
+
+        A frozen backbone's parameters take no gradients and it stays in eval mode, whatever `net.train()` says: so its
+        dropout is off, and no batch norm statistics change, those of later steps included. Training then leaves every
+        tensor of it bit for bit as it was.
+        """
+        self.backbone_frozen = frozen
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(not frozen and parameter.is_floating_point())
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> ContextLoop:
+        """Set training mode; a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
+        return self
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters would be trained, of how many."""
+        everything = list(self.parameters())
+        trained = sum(parameter.numel() for parameter in everything if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in everything)
+        print(f"trainable parameters: {trained:,} of {total:,} ({trained / max(total, 1):.2%})")
+
     def save(self, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
         """Write adapters, context and per-step statistics to `folder`; see `torchcbl.storage.save`."""
         from torchcbl.storage import save
 
         save(self, folder, include_backbone=include_backbone)
 
-    def run(
-        self, call: Call, steps: int, psi: Sequence[Psi] | None = None, measure: bool = False
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def run(self, call: Call, steps: int, psi: Sequence[Psi] | None = None, measure: bool = False) -> Rollout:
         """Run the loop, with other adapters than its own if given.
 
         Args:
@@ -200,28 +275,26 @@ class ContextLoop(nn.Module):
             steps: T, at least 0.
             psi: One callable psi(h, z) per site, in execution order; None for the loop's adapters.
             measure: Whether to measure residuals where they cannot be told from the outputs.
-
-        Returns:
-            y_0..y_T, and the residuals (B,) of the steps that were measured.
         """
+        call, read = without_cache(self.backbone, call), self._output_layout.read
         if steps == 0:
-            output = call.run(self.backbone)
-            assert isinstance(output, Tensor)
-            return [output], []
-        adapters: Sequence[Psi] = list(self.adapters.values()) if psi is None else psi
+            returned = call.run(self.backbone)
+            return Rollout([read(returned)], [], returned)
+        mask = call.mask()
+        adapters: Sequence[Psi] = bind_mask(self.adapters.values() if psi is None else psi, mask)
         cut, order, alpha = self._cut_for(call), find_schedule(self.config.schedule), self.config.alpha
         first = cut.first(call)
         carried = order.carries_hidden(alpha)
-        state = State(first.output, first.source, first.states if carried else ())
-        outputs, residuals = [state.output], []
+        state = State(first.returned, first.source, first.states if carried else ())
+        outputs, residuals = [read(first.returned)], []
         for step in range(1, steps + 1):
-            z = self.context(state.output if state.source is None else state.source)
+            z = self.context(outputs[-1] if state.source is None else state.source, mask)
             new = order.step(cut, first, state, z, adapters, alpha, step)
             if measure and carried:
                 residuals.append(relative_change(new.hidden, state.hidden))
-            outputs.append(new.output)
+            outputs.append(read(new.returned))
             state = new
-        return outputs, residuals
+        return Rollout(outputs, residuals, state.returned)
 
     def _prepare_cuts(self) -> None:
         """Make the planned cut, and the replayed one that serves what the plan was not made for."""
@@ -242,27 +315,6 @@ class ContextLoop(nn.Module):
                 return self._replayed
         return cut
 
-    def _check_source(self, context: Context) -> str | None:
-        name = context.module_name
-        known = [module for module, _ in self.backbone.named_modules() if module]
-        if name is not None and name not in known:
-            raise ValueError(not_found("context source", name, ["logits", "probs", *known], self.backbone))
-        return name
-
-    def _build_context(self, context: Context, call: Call) -> ContextMap:
-        with torch.no_grad(), evaluating(self.backbone):
-            output = call.detached().run(self.backbone)
-        assert isinstance(output, Tensor)
-        if output.ndim not in (2, 3):
-            raise ValueError(
-                f"the backbone's output has shape {tuple(output.shape)}, expected (B, K) or (B, N, K): wrap the "
-                "backbone in a module that returns logits of that shape."
-            )
-        if context.module_name is None:
-            return ContextMap(context, output.shape[-1], -1, pool=False)
-        made = build_sites(self.backbone, [context.module_name], call.detached(), None)[0]
-        return ContextMap(context, made.channels, made.channel_dim, pool=len(made.shape) > 2 and output.ndim == 2)
-
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
         for name in ("_cut", "_replayed"):  # made again from the plan, around the copy's own modules
@@ -275,23 +327,3 @@ class ContextLoop(nn.Module):
 
     def __repr__(self) -> str:
         return self._audit.describe(type(self).__name__, measures=False)
-
-
-def check_steps(steps: object) -> int:
-    """Return T if it is a whole number, at least 0."""
-    if isinstance(steps, bool) or not isinstance(steps, Integral):
-        raise TypeError(f"steps must be a whole number, got {steps!r}: pass the number of feedback steps T.")
-    if int(steps) < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}: 0 is the backbone alone.")
-    return int(steps)
-
-
-def check_alpha(alpha: object) -> float:
-    """Return alpha if it is a number in [0, 1]."""
-    if isinstance(alpha, bool) or not isinstance(alpha, Real):
-        raise TypeError(f"alpha must be a number in [0, 1], got {alpha!r}.")
-    if not 0.0 <= float(alpha) <= 1.0:
-        raise ValueError(
-            f"alpha must lie in [0, 1], got {alpha}: it weights the OLD state, h <- alpha h + (1 - alpha) psi(h, z)."
-        )
-    return float(alpha)

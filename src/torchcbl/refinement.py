@@ -34,8 +34,9 @@ class Refinement:
     """The outcome of `net.refine(x)`.
 
     Args:
-        outputs: y_0..y_T, each (B, K) or (B, N, K).
+        outputs: y_0..y_T, each (B, K), (B, N, K) or (B, K, H, W).
         residuals: (T, B), see the property; None to compute them from the outputs when they are asked for.
+        returned: The backbone's own output at step T, with y_T (and, say, a loss from it) in it; None for y_T itself.
 
     Example:
         >>> r = Refinement((torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 3)))
@@ -46,8 +47,11 @@ class Refinement:
         True
     """
 
-    def __init__(self, outputs: Sequence[Tensor], residuals: Tensor | None = None) -> None:
+    def __init__(
+        self, outputs: Sequence[Tensor], residuals: Tensor | None = None, returned: object | None = None
+    ) -> None:
         self.outputs = tuple(outputs)
+        self.returned = self.outputs[-1] if returned is None else returned
         self._residuals = residuals
 
     @property

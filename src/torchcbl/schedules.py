@@ -30,12 +30,12 @@ class State:
     """What one step hands to the next.
 
     Args:
-        output: y_t.
+        returned: What the backbone returned at this step, y_t within it.
         source: What z_t = g(.) is made from, or None when it is y_t.
         hidden: h_t^(l) from the lowest site to the highest; empty when the schedule does not carry them.
     """
 
-    output: Tensor
+    returned: object
     source: Tensor | None
     hidden: tuple[Tensor, ...]
 
@@ -87,8 +87,8 @@ class Literal(Schedule):
     ) -> State:
         """Refine every state, then run the head from the top one."""
         hidden = tuple(refine(adapter, old, old, z, alpha) for adapter, old in zip(psi, state.hidden, strict=True))
-        output, source = cut.rerun(first, lambda _, raw: hidden[-1], step)
-        return State(output, source, hidden)
+        passed = cut.rerun(first, lambda _, raw: hidden[-1], step)
+        return State(passed.returned, passed.source, hidden)
 
 
 class Repropagate(Schedule):
@@ -122,8 +122,8 @@ class Repropagate(Schedule):
             hidden.append(refine(psi[index], raw, state.hidden[index], z, alpha))
             return hidden[-1]
 
-        output, source = cut.rerun(first, visit, step)
-        return State(output, source, tuple(hidden))
+        passed = cut.rerun(first, visit, step)
+        return State(passed.returned, passed.source, tuple(hidden))
 
 
 class Synchronous(Schedule):
@@ -153,8 +153,8 @@ class Synchronous(Schedule):
             hidden.append(refine(psi[index], raw, state.hidden[index], z, alpha))
             return hidden[-1] if index == len(psi) - 1 else state.hidden[index]
 
-        output, source = cut.rerun(first, visit, step)
-        return State(output, source, tuple(hidden))
+        passed = cut.rerun(first, visit, step)
+        return State(passed.returned, passed.source, tuple(hidden))
 
 
 def refine(adapter: Psi, raw: Tensor, old: Tensor, z: Tensor, alpha: float) -> Tensor:

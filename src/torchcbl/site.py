@@ -5,24 +5,19 @@ The file is called `site` and not `sites` because a submodule of that name would
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torchcbl.calls import Call, Example, evaluating
-
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.GroupNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
+from torchcbl.calls import Call, Example
+from torchcbl.channels import channel_axis
+from torchcbl.layout import Layout, find_layout
+from torchcbl.names import is_glob, submodules
+from torchcbl.observation import Observation, channel_follows, observe
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,8 @@ class Site:
         name: Dotted name of the submodule in the backbone.
         shape: Shape of h for the example, batch first, as in (B, C, H, W) or (B, N, D).
         channel_dim: Index of the channel axis in `shape`, at least 1.
+        causal: Whether h has the positions of an output that sees, at each position, that and earlier ones alone, as
+            in a causal language model; an adapter must keep it so.
 
     Example:
         >>> Site("layer1", shape=(8, 16, 32, 32), channel_dim=1).channels
@@ -42,6 +39,7 @@ class Site:
     name: str
     shape: tuple[int, ...]
     channel_dim: int
+    causal: bool = False
 
     @property
     def channels(self) -> int:
@@ -63,7 +61,8 @@ def sites(backbone: nn.Module, example: Example | None = None) -> list[str]:
         backbone: The network.
         example: What the network is called with: a tensor, a tuple of positional or a dict of keyword arguments.
             When given, the network runs once (in eval mode, without gradients) and only those submodules remain
-            that ran exactly once and returned a tensor with a batch axis and a channel axis.
+            that ran exactly once and returned, alone or in a tuple, dict or dataclass, a tensor with a batch axis and a
+            channel axis.
 
     Returns:
         Dotted names, each of which `ContextLoop(sites=...)` takes.
@@ -75,128 +74,86 @@ def sites(backbone: nn.Module, example: Example | None = None) -> list[str]:
         >>> sites(net, example=torch.zeros(1, 4))
         ['0', '1', '2']
     """
-    names = [name for name, _ in backbone.named_modules() if name]
+    names = submodules(backbone)
     if example is None:
         return names
-    seen = observe(backbone, names, Call.from_example(example))
-    return [name for name in names if _fault(name, seen[name]) is None]
+    found, _ = _find(backbone, names, Call.from_example(example).detached())
+    return [name for name in names if isinstance(found[name], Layout)]
 
 
-def match_names(backbone: nn.Module, patterns: str | Sequence[str]) -> list[str]:
-    """Turn names and globs into submodule names; `*` stays within one level of the tree, `**` crosses levels.
+@dataclass(frozen=True)
+class Placed:
+    """A site, and where its hidden state stands in what the submodule returns."""
 
-    Raises:
-        ValueError: A pattern matches nothing (the message names the closest names), or none is given.
-        TypeError: `patterns` is not a string or a sequence of strings.
-
-    Example:
-        >>> net = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 2))
-        >>> match_names(net, "*"), match_names(net, "**")
-        (['0', '1'], ['0', '0.0', '1'])
-    """
-    if not isinstance(patterns, (str, Sequence)):
-        raise TypeError(f"sites must be names or globs of submodules (str), got {type(patterns).__name__}.")
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not wanted:
-        raise ValueError("sites is empty: name at least one submodule; torchcbl.sites(model) lists them all.")
-    for pattern in wanted:
-        if not isinstance(pattern, str):
-            raise TypeError(f"sites must be names or globs of submodules (str), got {type(pattern).__name__}.")
-    names = sites(backbone)
-    matched = {pattern: [name for name in names if matches_glob(name, pattern)] for pattern in wanted}
-    for pattern, found in matched.items():
-        if not found:
-            raise ValueError(not_found("site", pattern, names, backbone))
-    return list(dict.fromkeys(name for pattern in wanted for name in matched[pattern]))
+    site: Site
+    layout: Layout
 
 
-def not_found(kind: str, name: str, names: Iterable[str], backbone: nn.Module) -> str:
-    """Say that `name` is no submodule, with the closest ones."""
-    known = list(names)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = " or ".join(f"'{other}'" for other in close) if close else ", ".join(f"'{n}'" for n in known[:8])
-    asked = f"did you mean {hint}?" if close else f"it has {hint or 'no submodules'}."
-    return f"{kind} '{name}' not found in {type(backbone).__name__}: {asked} torchcbl.sites(model) lists them all."
-
-
-def matches_glob(name: str, pattern: str) -> bool:
-    """Say whether a dotted name matches a glob; `*` stays within one level, `**` crosses levels."""
-
-    def walk(parts: list[str], globs: list[str]) -> bool:
-        if not globs:
-            return not parts
-        if globs[0] == "**":
-            return any(walk(parts[i:], globs[1:]) for i in range(len(parts) + 1))
-        return bool(parts) and fnmatch.fnmatchcase(parts[0], globs[0]) and walk(parts[1:], globs[1:])
-
-    return walk(name.split("."), pattern.split("."))
-
-
-@dataclass
-class Observation:
-    """What a submodule did in one forward pass."""
-
-    calls: int = 0
-    output: object = None
-    order: int = -1
-    leaf: nn.Module | None = None  # the module inside it that ran last and whose kind tells the channel axis
-
-
-def observe(backbone: nn.Module, names: Sequence[str], call: Call) -> dict[str, Observation]:
-    """Run the backbone once in eval mode, without gradients, and note when and with what each submodule finished."""
-    seen = {name: Observation() for name in names}
-    clock = 0
-    last_leaf: nn.Module | None = None
-
-    def note(name: str) -> object:
-        def hook(module: nn.Module, _: object, output: object) -> None:
-            nonlocal clock, last_leaf
-            if isinstance(module, _CHANNELS_FIRST + _CHANNELS_LAST):
-                last_leaf = module
-            if name in seen:
-                observed = seen[name]
-                observed.calls += 1
-                observed.output, observed.order, observed.leaf = output, clock, last_leaf
-            clock += 1
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(note(name))
-        for name, module in backbone.named_modules(remove_duplicate=False)
-        if name
-    ]
-    try:
-        with torch.inference_mode(False), torch.no_grad(), evaluating(backbone):
-            call.run(backbone)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def build_sites(backbone: nn.Module, names: Sequence[str], call: Call, channel_dim: int | None) -> list[Site]:
+def build_sites(backbone: nn.Module, names: Sequence[str], call: Call, channel_dim: int | None) -> list[Placed]:
     """Run the example and return the sites in the order in which they finish.
 
     Raises:
-        ValueError: A site never runs, runs twice, is the same tensor as another, or has no batch axis.
-        TypeError: A site's output is not a floating-point tensor.
+        ValueError: A site never runs, runs twice, is the same tensor as another, has no batch axis, lies in compiled
+            code or under `torch.no_grad`.
+        TypeError: A site's output holds no floating-point tensor.
     """
-    seen = observe(backbone, names, call)
     for name in names:
-        fault = _fault(name, seen[name])
-        if fault is not None:
+        _check_not_inside_compiled(backbone, name)
+    found, seen = _find(backbone, names, call)
+    for fault in found.values():
+        if isinstance(fault, Exception):
             raise fault
+    layouts = {name: layout for name, layout in found.items() if isinstance(layout, Layout)}
     ordered = sorted(names, key=lambda name: seen[name].order)
     owner: dict[int, str] = {}
+    tensors = {name: replace(layouts[name], batch_dim=0).read(seen[name].output) for name in ordered}
     for name in ordered:
-        other = owner.setdefault(id(seen[name].output), name)
+        other = owner.setdefault(id(tensors[name]), name)
         if other != name:
             raise ValueError(
                 f"sites '{other}' and '{name}' are one and the same tensor (the one returns what the other made): "
                 "name only one of them."
             )
-    return [_build_site(name, seen[name], channel_dim) for name in ordered]
+    return [_place(backbone, name, seen[name], layouts[name], call, channel_dim) for name in ordered]
+
+
+def check_order(patterns: str | Sequence[str], ordered: Sequence[str]) -> None:
+    """Refuse sites that are named one by one in another order than they run in.
+
+    Raises:
+        ValueError: They are.
+    """
+    named = [] if isinstance(patterns, str) else [name for name in patterns if not is_glob(name)]
+    rank = {name: index for index, name in enumerate(ordered)}
+    for earlier, later in itertools.pairwise(named):
+        if rank[earlier] > rank[later]:
+            raise ValueError(
+                f"sites names '{earlier}' before '{later}', but the backbone runs '{later}' first: name them in the "
+                "order "
+                f"in which they run, sites={[name for name in ordered if name in named]}."
+            )
+
+
+def _find(
+    backbone: nn.Module, names: Sequence[str], call: Call
+) -> tuple[dict[str, Layout | Exception], dict[str, Observation]]:
+    """Find each submodule's hidden state, or why it has none, from two runs with different numbers of samples."""
+    seen = observe(backbone, names, call)
+    size, others = call.batch_size(), call.resized()
+    try:
+        resized = observe(backbone, names, others)
+    except Exception:  # a forward that fails on another number of samples: anything can come out of it
+        resized = {}
+    found: dict[str, Layout | Exception] = {}
+    for name in names:
+        fault = _fault(name, seen[name])
+        layout = find_layout(seen[name].output) if fault is None else None
+        if fault is None and layout is not None:
+            axis = _batch_axis(name, layout, seen[name], resized.get(name), size, others.batch_size())
+            fault = axis if isinstance(axis, Exception) else None
+            layout = layout if isinstance(axis, Exception) else replace(layout, batch_dim=axis)
+        found[name] = layout if fault is None and layout is not None else fault or RuntimeError(name)
+    return found, seen
 
 
 def _fault(name: str, observed: Observation) -> Exception | None:
@@ -210,24 +167,75 @@ def _fault(name: str, observed: Observation) -> Exception | None:
             f"site '{name}' runs {observed.calls} times in one forward pass, expected once: its hidden state is not "
             "one tensor. Choose the module around it, or give each use a module of its own."
         )
-    output = observed.output
-    if not isinstance(output, Tensor):
-        return TypeError(
-            f"site '{name}' returns {type(output).__name__}, expected one tensor: choose a submodule inside or "
-            "around it; torchcbl.sites(model, example) lists them."
+    if not observed.had_gradients:
+        return ValueError(
+            f"site '{name}' runs under torch.no_grad in the backbone's forward, so no adapter there could be trained: "
+            "choose a site outside of it, or take the no_grad out of the backbone and call net.freeze_backbone()."
         )
-    if not output.is_floating_point() or output.ndim < 2:
+    layout = find_layout(observed.output)
+    if layout is None:
         return TypeError(
-            f"site '{name}' returns a tensor of dtype {output.dtype} and shape {tuple(output.shape)}, expected "
+            f"site '{name}' returns {type(observed.output).__name__} that holds no floating-point tensor with a batch "
+            "axis and a channel axis: choose a submodule inside or around it; torchcbl.sites(model, example) lists "
+            "them."
+        )
+    hidden = layout.read(observed.output)
+    if not hidden.is_floating_point() or hidden.ndim < 2:
+        return TypeError(
+            f"site '{name}' returns a tensor of dtype {hidden.dtype} and shape {tuple(hidden.shape)}, expected "
             "floating point with a batch axis and a channel axis: choose another submodule."
         )
     return None
 
 
-def _build_site(name: str, observed: Observation, channel_dim: int | None) -> Site:
-    assert isinstance(observed.output, Tensor)
-    shape = tuple(observed.output.shape)
-    axis = _channel_dim(shape, observed.leaf) if channel_dim is None else channel_dim
+def _batch_axis(
+    name: str, layout: Layout, observed: Observation, resized: Observation | None, size: int, other: int
+) -> int | Exception:
+    """Find the axis that has as many entries as there are samples, for both numbers of samples."""
+    shape = layout.read(observed.output).shape
+    if layout.packed:
+        return 0
+    layout_there = None if resized is None or resized.calls != 1 else find_layout(resized.output)
+    if resized is None or layout_there is None:
+        return 0
+    there = layout_there.read(resized.output).shape
+    axes = [a for a in range(min(len(shape), len(there))) if (shape[a], there[a]) == (size, other)]
+    if axes:
+        return axes[0]
+    what = f"site '{name}' has hidden states of shape {tuple(shape)} for {size} and {tuple(there)} for {other} samples"
+    if shape[0] * other == there[0] * size:
+        return ValueError(
+            f"{what}: it folds positions into the batch axis (windows, crops), so no context can be told to its "
+            "sample. "
+            "Choose the module around it that gives them back."
+        )
+    return ValueError(f"{what}: no axis is the batch, so it cannot differ by sample. Choose another submodule.")
+
+
+def _check_not_inside_compiled(backbone: nn.Module, name: str) -> None:
+    parts = name.split(".")
+    for end in range(len(parts)):
+        outer, module = ".".join(parts[:end]), backbone.get_submodule(".".join(parts[:end]))
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if scripted or type(module).__name__ == "OptimizedModule":
+            how = "scripted (torch.jit)" if scripted else "compiled (torch.compile)"
+            way = "the Python module it was made from" if scripted else f"{outer}._orig_mod in its place"
+            raise ValueError(
+                f"site '{name}' lies inside '{outer or type(backbone).__name__}', which is {how}: feedback cannot "
+                "enter "
+                f"compiled code. Build the loop with {way}, and compile the loop instead: torch.compile(net)."
+            )
+
+
+def _place(
+    backbone: nn.Module, name: str, observed: Observation, layout: Layout, call: Call, channel_dim: int | None
+) -> Placed:
+    shape = tuple(layout.read(observed.output).shape)
+    axis = channel_dim
+    if axis is None:
+        leaf = observed.leaf
+        follows = None if leaf is None else partial(channel_follows, backbone, name, layout, leaf, call)
+        axis = channel_axis(shape, leaf, follows)
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"channel_dim must be a whole number, got {axis!r}.")
     if not -len(shape) < axis < len(shape) or axis % len(shape) == 0:
@@ -235,13 +243,4 @@ def _build_site(name: str, observed: Observation, channel_dim: int | None) -> Si
             f"channel_dim={axis} is no axis of site '{name}', whose output has shape {shape}: expected 1 to "
             f"{len(shape) - 1} (axis 0 is the batch), or -1 for the last."
         )
-    return Site(name, shape, axis % len(shape))
-
-
-def _channel_dim(shape: tuple[int, ...], leaf: nn.Module | None) -> int:
-    """Tell the channel axis from the module that made h; without one, feature maps have it at 1, sequences last."""
-    if isinstance(leaf, _CHANNELS_LAST):
-        return len(shape) - 1
-    if isinstance(leaf, _CHANNELS_FIRST):
-        return 1
-    return 1 if len(shape) != 3 else 2
+    return Placed(Site(name, shape, axis % len(shape)), layout)

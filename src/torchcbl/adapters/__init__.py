@@ -1,7 +1,7 @@
 """Feedback adapters psi(h, z) (Eq. 4): one file each, all identity-initialised by default."""
 
 from torchcbl.adapters.base import Adapter, AdapterChoice, AdapterFactory
-from torchcbl.adapters.build import ADAPTERS, CUSTOM, build_adapters, describe_adapters
+from torchcbl.adapters.build import ADAPTERS, CUSTOM, bind_mask, build_adapters, describe_adapters
 from torchcbl.adapters.film import Film
 from torchcbl.adapters.gate import Gate
 
@@ -13,6 +13,7 @@ __all__ = [
     "AdapterFactory",
     "Film",
     "Gate",
+    "bind_mask",
     "build_adapters",
     "describe_adapters",
 ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchcbl.adapters.base import AdapterChoice, AdapterFactory
 from torchcbl.adapters.film import Film
 from torchcbl.adapters.gate import Gate
-from torchcbl.site import Site, matches_glob
+from torchcbl.names import matches_glob
+from torchcbl.site import Site
 
+Psi = Callable[..., Tensor]
 ADAPTERS: dict[str, AdapterFactory] = {"film": Film, "gate": Gate}
 
 
@@ -38,6 +41,14 @@ def build_adapters(choice: AdapterChoice, sites: Sequence[Site], context_dim: in
             )
         by_site = {site.name: choice for site in sites}
     return [_build(by_site[site.name], site, context_dim) for site in sites]
+
+
+def bind_mask(adapters: Iterable[Psi], mask: Tensor | None) -> list[Psi]:
+    """Give the call's mask to those adapters that want it."""
+    return [
+        functools.partial(adapter, mask=mask) if mask is not None and getattr(adapter, "wants_mask", False) else adapter
+        for adapter in adapters
+    ]
 
 
 CUSTOM = "custom"

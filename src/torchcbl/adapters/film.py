@@ -42,4 +42,4 @@ class Film(Adapter):
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """Refine h (B, C, ...) or (B, N, C) by z (B, D) or (B, N, D)."""
         gamma, beta = self.linear(z).chunk(2, dim=-1)
-        return torch.addcmul(self.per_channel(beta), h, self.per_channel(1 + gamma))
+        return torch.addcmul(self.per_channel(beta, h), h, self.per_channel(1 + gamma, h))

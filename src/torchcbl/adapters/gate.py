@@ -50,4 +50,4 @@ class Gate(Adapter):
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """Refine h (B, C, ...) or (B, N, C) by z (B, D) or (B, N, D)."""
-        return h * self.per_channel(self.scale * torch.sigmoid(self.linear(z)))
+        return h * self.per_channel(self.scale * torch.sigmoid(self.linear(z)), h)

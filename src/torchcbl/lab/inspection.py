@@ -20,7 +20,7 @@ from torchcbl.lab.arms import find_arm
 from torchcbl.lab.networks import StandardCNN
 from torchcbl.lab.recipe import DATA_FORMS, read_recipe
 from torchcbl.lab.runs import Run
-from torchcbl.site import observe
+from torchcbl.observation import observe
 
 
 def find_model(spec: str) -> nn.Module:

@@ -7,26 +7,37 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from torchcbl.calls import Call
+from torchcbl.layout import Layout
 
 Visit = Callable[[int, Tensor], Tensor]
 """Called as visit(l, raw) when site l has been computed; what it returns is the h^(l) the network goes on with."""
 
 
 @dataclass(frozen=True)
-class FirstPass:
-    """Step 0 of one call: y_0 = F(x) and what the later steps need of it.
+class Passed:
+    """What a pass through the backbone, or through its upper part, returns.
 
     Args:
-        output: y_0.
+        returned: The backbone's own output, of whatever type.
         source: What the context is made from when that is a submodule's output, else None.
-        states: h_0^(l), the sites' outputs from the lowest to the highest.
+    """
+
+    returned: object
+    source: Tensor | None
+
+
+@dataclass(frozen=True)
+class FirstPass(Passed):
+    """Step 0 of one call, and what the later steps need of it.
+
+    Args:
+        states: h_0^(l), the sites' hidden states from the lowest to the highest.
         carry: Whatever the cut keeps for its reruns; belongs to this call alone.
     """
 
-    output: Tensor
-    source: Tensor | None
     states: tuple[Tensor, ...]
     carry: object
 
@@ -40,7 +51,9 @@ class Plan:
         sites: Site names in execution order.
         start: Index of the lowest site that a step visits.
         pattern: Number of positional arguments and names of keyword arguments of a call.
+        layouts: Where each site's hidden state stands in what the submodule returns.
         source: Name of the submodule the context is made from, or None.
+        source_layout: Where its tensor stands.
         writes: Names of values that are written in place after they have been kept, with the writers' names.
         reason: Why the backbone could not be traced; empty for a traced cut.
     """
@@ -49,7 +62,9 @@ class Plan:
     sites: tuple[str, ...]
     start: int
     pattern: tuple[int, tuple[str, ...]]
+    layouts: tuple[Layout, ...]
     source: str | None = None
+    source_layout: Layout = field(default_factory=Layout)
     writes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reason: str = ""
 
@@ -96,7 +111,7 @@ class Cut(ABC):
         """Run the whole backbone once (step 0) and keep what `rerun` needs."""
 
     @abstractmethod
-    def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
+    def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:
         """Run from the plan's start site to the output again.
 
         Sites are visited from the lowest to the highest; at the start site, and at any site that none of the visited
@@ -108,5 +123,17 @@ class Cut(ABC):
             step: tau >= 1, which tells batch norms their statistics.
 
         Returns:
-            The new output, and the new context source (None when the context comes from the output).
+            The backbone's new output, and the new context source (None when the context comes from the output).
         """
+
+
+def copy_tensors(value: object) -> object:
+    """Copy every tensor in a value."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """List the tensors in a value."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from torchcbl.calls import Call, evaluating
-from torchcbl.stages.base import Cut, Plan
+from torchcbl.names import submodules
+from torchcbl.observation import eagerly, observe
+from torchcbl.stages.base import Cut, Plan, tensors_in
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
 from torchcbl.stages.tracing import NotTraceable
@@ -19,10 +23,14 @@ from torchcbl.step_norm import StepNorm
 CutMode = Literal["auto", "traced", "replayed"]
 
 
-def choose_plan(
-    backbone: nn.Module, sites: tuple[str, ...], source: str | None, start: int, call: Call, mode: str
-) -> tuple[Plan, dict[str, nn.Module]]:
+def choose_plan(backbone: nn.Module, plan: Plan, call: Call, mode: str) -> tuple[Plan, dict[str, nn.Module]]:
     """Find a cut that gives the backbone's own numbers for the example.
+
+    Args:
+        backbone: The network.
+        plan: What is to be cut where; its kind is what is found.
+        call: The example.
+        mode: "auto", "traced" or "replayed".
 
     Returns:
         The plan, and the modules that run again at every step, by name.
@@ -30,16 +38,14 @@ def choose_plan(
     Raises:
         ValueError: `mode` is unknown, is "traced" and the backbone cannot be traced (the message says why), or the
             backbone is not deterministic in eval mode.
-        TypeError: The backbone does not return one tensor.
     """
     if mode not in ("auto", "traced", "replayed"):
         raise ValueError(f"cut must be 'auto', 'traced' or 'replayed', got {mode!r}.")
-    expected = _reference(backbone, call)
-    plan = Plan("traced", sites, start, call.pattern(), source)
+    _check_repeatable(backbone, call)
     reason = "asked for"
     if mode != "replayed":
         try:
-            return _try(backbone, plan, call, expected)
+            return _try(backbone, replace(plan, kind="traced"), call)
         except NotTraceable as error:
             reason = str(error)
         if mode == "traced":
@@ -47,7 +53,7 @@ def choose_plan(
                 f"{type(backbone).__name__} cannot be traced: {reason}. Leave cut at 'auto', which replays it."
             )
     try:
-        return _try(backbone, replace(plan, kind="replayed", reason=reason), call, expected)
+        return _try(backbone, replace(plan, kind="replayed", reason=reason), call)
     except NotTraceable as error:
         raise ValueError(
             f"running {type(backbone).__name__} again from its lowest site gives another output than running it whole: "
@@ -61,42 +67,54 @@ def make_cut(backbone: nn.Module, plan: Plan, step_norm: StepNorm | None) -> Cut
     return (TracedCut if plan.kind == "traced" else ReplayedCut)(backbone, plan, step_norm)
 
 
-def _reference(backbone: nn.Module, call: Call) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone):
-        outputs = [call.detached().run(backbone) for _ in range(2)]
-    for output in outputs:
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"{type(backbone).__name__} returns {type(output).__name__}, expected one tensor of logits: wrap it in "
-                "a module that returns them."
-            )
-    first, second = outputs
-    assert isinstance(first, Tensor)
-    assert isinstance(second, Tensor)
-    if not _same(first, second):
+def _check_repeatable(backbone: nn.Module, call: Call) -> None:
+    """Run the backbone twice to see that it is a function of its input, and leaves that alone."""
+    names = submodules(backbone)
+    fresh = call.detached()
+    before = [value._version for value in tensors_in(fresh.values())]
+    first, again = observe(backbone, names, fresh), observe(backbone, names, call.detached())
+    outputs = [_reference(backbone, call) for _ in range(2)]
+    if [value._version for value in tensors_in(fresh.values())] != before:
         raise ValueError(
-            f"{type(backbone).__name__} gives two different outputs for the same example in eval mode: a loop needs a "
-            "deterministic backbone that keeps no state between calls."
+            f"{type(backbone).__name__} writes into its input, which every step needs as it was: replace the write "
+            "(add_, mul_, x[...] =, inplace=True) in its forward, or clone the input there first."
         )
-    return first
+    if not _all_same(*outputs):
+        differing = [name for name in names if not _all_same(*(tensors_in(o[name].output) for o in (first, again)))]
+        where = f", first in what '{min(differing, key=lambda n: first[n].order)}' returns" if differing else ""
+        raise ValueError(
+            f"{type(backbone).__name__} gives two different outputs for the same example in eval mode{where}: a loop "
+            "needs "
+            "a backbone that is deterministic and keeps no state between calls. Reset the state in its forward, or "
+            "pass "
+            "it in and out as an argument."
+        )
 
 
-def _try(backbone: nn.Module, plan: Plan, call: Call, expected: Tensor) -> tuple[Plan, dict[str, nn.Module]]:
+def _reference(backbone: nn.Module, call: Call, replayed: bool = False) -> list[Tensor]:
+    """Return the tensors of the backbone's output, as a replay has to give them if so asked."""
+    mode = _NoFusedInference() if replayed else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly(), mode:
+        return tensors_in(call.detached().run(backbone))
+
+
+def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, dict[str, nn.Module]]:
     """Cut as planned and check both directions: step 0, and two reruns that change nothing."""
     if plan.kind == "traced" and not all(isinstance(value, Tensor) for value in call.values()):
         raise NotTraceable("an argument is not a tensor")
-    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone):
+    expected = _reference(backbone, call, replayed=plan.kind == "replayed")
+    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly():
         draft = make_cut(backbone, plan, None)
         try:
             plan = replace(plan, writes=_find_writes(backbone, draft, call))
             cut = make_cut(backbone, plan, None)
             first = cut.first(call.detached())
-            outputs = [first.output] + [cut.rerun(first, lambda _, raw: raw, step)[0] for step in (1, 2)]
+            outputs = [first.returned, *(cut.rerun(first, lambda _, raw: raw, step).returned for step in (1, 2))]
         except Exception as error:
             if plan.kind != "traced":
                 raise
             raise NotTraceable(f"its traced graph does not run: {error}") from error
-    if not all(_same(output, expected) for output in outputs):
+    if not all(_all_same(tensors_in(output), expected) for output in outputs):
         raise NotTraceable("its traced graph gives other numbers")
     if plan.kind == "traced":
         _check_gradients(backbone, cut, call)
@@ -107,15 +125,14 @@ def _check_gradients(backbone: nn.Module, cut: Cut, call: Call) -> None:
     """Compare gradients and autocast, which a trace loses where the forward has contexts or backwards of its own."""
     with torch.inference_mode(False), evaluating(backbone):
         theirs = _gradients(backbone, call, lambda detached: detached.run(backbone))
-        ours = _gradients(backbone, call, lambda detached: cut.first(detached).output)
+        ours = _gradients(backbone, call, lambda detached: cut.first(detached).returned)
         device = next((value.device.type for value in call.values() if isinstance(value, Tensor)), "cpu")
         with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
-            plain, traced = call.detached().run(backbone), cut.first(call.detached()).output
+            plain, traced = tensors_in(call.detached().run(backbone)), tensors_in(cut.first(call.detached()).returned)
     for a, b in zip(ours, theirs, strict=True):
         if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
             raise NotTraceable("its traced graph gives other gradients")
-    assert isinstance(plain, Tensor)
-    if plain.dtype != traced.dtype or not _same(plain, traced):
+    if [value.dtype for value in plain] != [value.dtype for value in traced] or not _all_same(plain, traced):
         raise NotTraceable("its traced graph gives other numbers under autocast")
 
 
@@ -130,13 +147,17 @@ def _gradients(backbone: nn.Module, call: Call, run: Callable[[Call], object]) -
             tuple(given.get(id(value), value) for value in detached.args),
             {name: given.get(id(value), value) for name, value in detached.kwargs.items()},
         )
-        output = run(fresh)
-        assert isinstance(output, Tensor)
+        outputs = [output for output in tensors_in(run(fresh)) if output.requires_grad]
         wanted = [*(p for p in backbone.parameters() if p.requires_grad), *leaves]
-        if not output.requires_grad:
+        if not outputs:
             return [None] * len(wanted)
-        weights = torch.linspace(-1, 1, output.numel(), device=output.device).to(output.dtype).view_as(output)
-        return list(torch.autograd.grad((output * weights).sum(), wanted, allow_unused=True))
+        projected = torch.stack([_project(output) for output in outputs]).sum()
+        return list(torch.autograd.grad(projected, wanted, allow_unused=True))
+
+
+def _project(output: Tensor) -> Tensor:
+    weights = torch.linspace(-1, 1, output.numel(), device=output.device).to(output.dtype).view_as(output)
+    return (output * weights).sum()
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -165,3 +186,20 @@ def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[s
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _all_same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(_same, some, others))
+
+
+class _NoFusedInference(TorchFunctionMode):
+    """Switch off torch's fused inference paths (of `nn.TransformerEncoder`), as any mode that sees functions does."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        return func(*args, **(kwargs or {}))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from torchcbl.stages.base import copy_tensors
 from torchcbl.step_norm import StepNorm, apply_mask, draw_mask, is_dropout
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ class Stage:
     site: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    run: Callable[..., tuple[Tensor, ...]]
+    run: Callable[..., tuple[object, ...]]
 
 
 @dataclass(frozen=True)
 class Programs:
     """What one start needs: the whole network with its carried values, and the stages."""
 
-    first: Callable[..., tuple[Tensor, Tensor | None, tuple[Tensor, ...], tuple[object, ...]]]
+    first: Callable[..., tuple[tuple[object, ...], object, tuple[object, ...], tuple[object, ...]]]
     carried: tuple[str, ...]
     stages: tuple[Stage, ...]
 
@@ -94,9 +94,12 @@ class Builder:
     def build(self) -> Programs:
         """Build the first pass and the stages."""
         stages = tuple(self._stage(level) for level in range(self.start, len(self.cut.sites)))
-        made = {name for stage in stages for name in stage.outputs}
-        made |= {site.name for site in self.cut.sites[self.start :]}
-        needed = {name for stage in stages for name in stage.inputs} - made
+        needed = {name for stage in stages for name in stage.inputs}
+        needed |= {node.name for node in self.cut.returned_nodes if node not in self.replayed}
+        needed |= {site.name for site in self.cut.sites[self.start :]} - {
+            name for stage in stages for name in stage.outputs
+        }
+        needed -= {name for stage in stages for name in stage.outputs}
         carried = tuple(sorted(needed))
         return Programs(self._first(carried), carried, stages)
 
@@ -121,19 +124,19 @@ class Builder:
         used = [node for member in members for node in member.all_input_nodes if node not in inside]
         inputs = list(dict.fromkeys(node.name for node in used))
         inputs += [_mask_name(node) for node in members if node in self.masked]
-        wanted = {self.cut.output, self.cut.source, *self.cut.sites}
+        wanted = {*self.cut.returned_nodes, self.cut.source, *self.cut.sites}
         outputs = [node for node in members if node in wanted or set(node.users) - inside]
         graph, modules = fx.Graph(), dict[str, nn.Module]()
         step = graph.placeholder("step")
         values = {name: graph.placeholder(f"input_{index}") for index, name in enumerate(inputs)}
         for name in inputs:
             if self._written(name) is not None:
-                values[name] = graph.call_function(torch.clone, (values[name],))
+                values[name] = graph.call_function(copy_tensors, (values[name],))
         kept: dict[str, fx.Node] = {}
         for node in members:
             values[node.name] = self._copy_replayed(graph, modules, node, values, step)
             if node == self.cut.source and self._written(str(node.name)) is not None:
-                kept[str(node.name)] = graph.call_function(torch.clone, (values[str(node.name)],))
+                kept[str(node.name)] = graph.call_function(copy_tensors, (values[str(node.name)],))
         graph.output(tuple(kept.get(node.name, values[node.name]) for node in outputs))
         module = fx.GraphModule(modules, graph)
         return Stage(self.cut.sites[level].name, tuple(inputs), tuple(node.name for node in outputs), module.forward)
@@ -171,7 +174,7 @@ class Builder:
 
     def _first(
         self, carried: tuple[str, ...]
-    ) -> Callable[..., tuple[Tensor, Tensor | None, tuple[Tensor, ...], tuple[object, ...]]]:
+    ) -> Callable[..., tuple[tuple[object, ...], object, tuple[object, ...], tuple[object, ...]]]:
         graph, modules, values = fx.Graph(), dict[str, nn.Module](), dict[str, fx.Node]()
         kept = {*carried, *(site.name for site in self.cut.sites)}
         if self.cut.source is not None:
@@ -184,7 +187,7 @@ class Builder:
                 due.setdefault(writer, []).append(name)
         for node in self.cut.graph.nodes:
             for name in due.get(node.name, ()):
-                saved[name] = graph.call_function(torch.clone, (values[name],))
+                saved[name] = graph.call_function(copy_tensors, (values[name],))
             if node.op == "output":
                 break
             if node in self.masked:
@@ -198,7 +201,8 @@ class Builder:
         keep = {**values, **saved}
         source = None if self.cut.source is None else keep[self.cut.source.name]
         states = tuple(keep[site.name] for site in self.cut.sites)
-        graph.output((values[self.cut.output.name], source, states, tuple(keep[name] for name in carried)))
+        returned = tuple(values[node.name] for node in self.cut.returned_nodes)
+        graph.output((returned, source, states, tuple(keep[name] for name in carried)))
         return fx.GraphModule(modules, graph).forward
 
 

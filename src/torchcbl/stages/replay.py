@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from torchcbl.calls import Call
-from torchcbl.stages.base import Visit
+from torchcbl.stages.base import Visit, copy_tensors, tensors_in
 from torchcbl.stages.interception import Function, FunctionMode, activated, intercepting
 from torchcbl.step_norm import Mask, draw_functional, has_own_forward
 
@@ -29,6 +29,7 @@ class Carry:
     call: Call
     tape: list[tuple[object, object]]
     masks: list[Mask]
+    start_returned: object
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Run:
     masks: list[Mask] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
     source: Tensor | None = None
+    start_returned: object = None  # what the start site's module returned, its hidden state within it
     kept: dict[str, tuple[object, list[int]]] = field(default_factory=dict)
     hooks: object = None  # on saved tensors, as the call began
     norm: _BatchNorm | None = None  # the batch norm with a forward of its own that is running
@@ -54,16 +56,11 @@ class Run:
     position: int = 0  # in the tape, of a rerun
     masks_used: int = 0
 
-    def execute(self, call: Call) -> Tensor:
+    def execute(self, call: Call) -> object:
         """Call the backbone with interceptors in place."""
         self.hooks = _saved_tensor_hooks()
         with intercepting(self.cut.intercepted), activated(self), FunctionMode(self):
             output = call.run(self.cut.backbone)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"{type(self.cut.backbone).__name__} returned {type(output).__name__}, expected one tensor: wrap it "
-                "in a module that returns the logits."
-            )
         if not self.passed:
             raise RuntimeError(self._lost("finished without running its lowest site"))
         if not self.watch:
@@ -136,7 +133,7 @@ class Run:
         if self.carry is not None:
             return self._next_from_tape(function)
         output = function(*args, **kwargs)
-        self.tape.append((function, _contents(output)))
+        self.tape.append((function, contents(output)))
         return output
 
     def _inside_norm(
@@ -156,31 +153,47 @@ class Run:
             if self.position != len(self.carry.tape):
                 raise RuntimeError(self._lost("reached its lowest site by another path"))
             self.passed = True
-            return self._finish_site(start, self.raw[start])
+            return self._visit(start, self.raw[start], self.carry.start_returned)
         self.inside += 1
         output = forward(*args, **kwargs)
         self.inside -= 1
         self.passed = True
         for index, (caller, value) in enumerate(self.tape):
             self.tape[index] = (caller, self._keep(f"tape {index}", value))
+        self.start_returned = contents(output)
         return self._finish_site(start, output)
 
     def _finish_site(self, rank: int, output: object) -> object:
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"site '{self.cut.plan.sites[rank]}' returned {type(output).__name__}, expected one tensor."
-            )
         if rank in self.states:
             raise RuntimeError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' twice"))
+        if any(later > rank for later in self.states):
+            raise RuntimeError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' after one that it ran before"))
+        self.inside += 1  # what reading, writing and adapters call is none of the backbone's
+        try:
+            hidden = self.cut.plan.layouts[rank].read(output)
+        except (TypeError, LookupError, AttributeError) as error:
+            raise TypeError(
+                f"site '{self.cut.plan.sites[rank]}' does not return what it did with the example the loop was built "
+                f"with: {error}."
+            ) from error
+        self.inside -= 1
         if self.visit is None or rank < self.cut.plan.start:
-            kept = self._keep(f"site {rank}", output)
+            kept = self._keep(f"site {rank}", hidden)
             assert isinstance(kept, Tensor)
             self.states[rank] = kept
             return output
-        self.inside += 1  # the adapter's own calls are none of the backbone's
-        self.states[rank] = state = self.visit(rank, output)
+        return self._visit(rank, hidden, output)
+
+    def _visit(self, rank: int, hidden: Tensor, output: object) -> object:
+        """Let the schedule have its say at a site, and put its answer where the hidden state stood."""
+        assert self.visit is not None
+        self.inside += 1
+        self.states[rank] = state = self.visit(rank, hidden)
+        if self.cut.copies(f"site {rank}"):
+            state = state.clone()
+        written = self.cut.plan.layouts[rank].write(output, state)
         self.inside -= 1
-        return self._copy(state) if self.cut.copies(f"site {rank}") else state
+        return written
 
     def _record_module(
         self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
@@ -192,16 +205,15 @@ class Run:
         if rank is not None:
             output = self._finish_site(rank, output)
         if not self.inside:
-            self.tape.append((module, _contents(output)))
+            self.tape.append((module, contents(output)))
         return output
 
     def _note_source(self, module: nn.Module, output: object) -> object:
         if module is self.cut.source:
-            if not isinstance(output, Tensor):
-                raise TypeError(
-                    f"context source '{self.cut.plan.source}' returned {type(output).__name__}, expected a tensor."
-                )
-            kept = self._keep("source", output)
+            self.inside += 1
+            read = self.cut.plan.source_layout.read(output)
+            self.inside -= 1
+            kept = self._keep("source", read)
             assert isinstance(kept, Tensor)
             self.source = kept
         return output
@@ -215,7 +227,7 @@ class Run:
             raise RuntimeError(self._lost(f"called {_name(caller)} where it called {_name(recorded)} before"))
         copies = self.cut.copies(f"tape {self.position}")
         self.position += 1
-        return self._copy(value) if copies else _contents(value)
+        return self._copy(value) if copies else contents(value)
 
     def _keep(self, key: str, value: object) -> object:
         """Keep a value for later steps: a copy where it is known to be written in place, else itself under watch."""
@@ -232,7 +244,7 @@ class Run:
     def _copy(self, value: object) -> object:
         """Copy every tensor in a value; this is none of the backbone's calls, so it must not meet the tape."""
         self.inside += 1
-        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+        copied = copy_tensors(value)
         self.inside -= 1
         return copied
 
@@ -278,7 +290,7 @@ def _saved_tensor_hooks() -> object:
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
-def _contents(value: object) -> object:
+def contents(value: object) -> object:
     """The same tensors in containers of their own, since a forward may pop what a list holds."""
     return value if isinstance(value, Tensor) else pytree.tree_map(lambda leaf: leaf, value)
 
@@ -288,4 +300,4 @@ def _name(caller: object) -> str:
 
 
 def _versions(value: object) -> list[int]:
-    return [leaf._version for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [leaf._version for leaf in tensors_in(value)]

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchcbl.calls import Call
-from torchcbl.stages.base import Cut, FirstPass, Plan, Visit
+from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit
 from torchcbl.stages.replay import Carry, Run
 from torchcbl.step_norm import StepNorm
 
@@ -61,17 +61,18 @@ class ReplayedCut(Cut):
     def first(self, call: Call) -> FirstPass:
         """Run step 0; see `Cut.first`."""
         run = Run(self)
-        output = _uncompiled(run, call)
-        return FirstPass(output, run.source, run.ordered_states(), Carry(call, run.tape, run.masks))
+        returned = _uncompiled(run, call)
+        return FirstPass(
+            returned, run.source, run.ordered_states(), Carry(call, run.tape, run.masks, run.start_returned)
+        )
 
-    def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
+    def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:
         """Run from the start site on; see `Cut.rerun`."""
         carry = first.carry
         assert isinstance(carry, Carry)
         run = Run(self, carry, visit, step, first.states)
-        output = _uncompiled(run, carry.call)
-        source = run.source if run.source is not None else first.source
-        return output, source
+        returned = _uncompiled(run, carry.call)
+        return Passed(returned, run.source if run.source is not None else first.source)
 
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
         """Run an example and find what is written in place after it was kept; see `Cut.find_writes`."""
@@ -82,12 +83,12 @@ class ReplayedCut(Cut):
 
 
 @functools.cache
-def _outside_of_compile() -> Callable[[Run, Call], Tensor]:
-    execute: Callable[[Run, Call], Tensor] = torch.compiler.disable(Run.execute)  # type: ignore[no-untyped-call]
+def _outside_of_compile() -> Callable[[Run, Call], object]:
+    execute: Callable[[Run, Call], object] = torch.compiler.disable(Run.execute)  # type: ignore[no-untyped-call]
     return execute
 
 
-def _uncompiled(run: Run, call: Call) -> Tensor:
+def _uncompiled(run: Run, call: Call) -> object:
     """Execute a run eagerly, also inside torch.compile, which cannot follow interceptors."""
     # importing torch._dynamo takes a second, and nobody who has not loaded it is compiling
     return _outside_of_compile()(run, call) if "torch._dynamo" in sys.modules else run.execute(call)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, fx, nn
 
 from torchcbl.calls import Call
-from torchcbl.stages.base import Cut, FirstPass, Plan, Visit
+from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit, tensors_in
 from torchcbl.stages.programs import Builder
 from torchcbl.stages.tracing import trace
 from torchcbl.step_norm import StepNorm
@@ -35,7 +37,11 @@ class TracedCut(Cut):
         self.sites = [nodes[name] for name in plan.sites]
         self.start = plan.start
         self.source = None if plan.source is None else nodes[plan.source]
-        self.output: fx.Node = next(iter(reversed(self.graph.nodes))).args[0]
+        self.returned = next(iter(reversed(self.graph.nodes))).args[0]
+        """A node, or nodes in tuples, lists and dicts."""
+        self.returned_nodes = nodes_in(self.returned)
+        self.layouts = plan.layouts
+        self.source_layout = plan.source_layout
         self.writes = plan.writes
         self.modules = dict(backbone.named_modules(remove_duplicate=False))
         self.levels = self._find_levels()
@@ -52,24 +58,27 @@ class TracedCut(Cut):
 
     def first(self, call: Call) -> FirstPass:
         """Run step 0; see `Cut.first`."""
-        output, source, states, carry = self._programs.first(*call.args, **call.kwargs)
-        return FirstPass(output, source, states, carry)
+        returned, source, raw, carry = self._programs.first(*call.args, **call.kwargs)
+        states = tuple(layout.read(value) for layout, value in zip(self.layouts, raw, strict=True))
+        values = dict(zip((node.name for node in self.returned_nodes), returned, strict=True))
+        return FirstPass(put_in(self.returned, values), self._read_source(source), states, carry)
 
-    def rerun(self, first: FirstPass, visit: Visit, step: int) -> tuple[Tensor, Tensor | None]:
+    def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:
         """Run the stages again; see `Cut.rerun`."""
         carry = first.carry
         assert isinstance(carry, tuple)
         values: dict[str, object] = dict(zip(self._programs.carried, carry, strict=True))
         for index, stage in enumerate(self._programs.stages, self.start):
-            raw = values.get(stage.site, first.states[index])
-            assert isinstance(raw, Tensor)
-            values[stage.site] = visit(index, raw)
+            layout, made = self.layouts[index], values[stage.site]
+            state = visit(index, layout.read(made))
+            values[stage.site] = layout.write(made, state) if layout.path or layout.batch_dim else state
             outputs = stage.run(step, *[values[name] for name in stage.inputs])
             values.update(zip(stage.outputs, outputs, strict=True))
-        output = values.get(self.output.name, first.output)
-        source = None if self.source is None else values.get(self.source.name, first.source)
-        assert isinstance(output, Tensor)
-        return output, source  # type: ignore[return-value]
+        source = None if self.source is None else self._read_source(values.get(self.source.name, first.source))
+        return Passed(put_in(self.returned, values), source)
+
+    def _read_source(self, value: object) -> Tensor | None:
+        return None if value is None or self.source is None else self.source_layout.read(value)
 
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
         """Run the graph on an example and note which nodes write in place into which earlier values.
@@ -99,15 +108,36 @@ class _WriteFinder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.writers: dict[str, list[str]] = {}
-        self._alive: dict[str, tuple[Tensor, int]] = {}
+        self._alive: dict[str, list[tuple[Tensor, int]]] = {}
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node, then look whose version has moved."""
         result = super().run_node(n)
-        for name, (tensor, version) in self._alive.items():
-            if tensor._version != version:
+        for name, alive in self._alive.items():
+            if any(tensor._version != version for tensor, version in alive):
                 self.writers.setdefault(name, []).append(n.name)
-                self._alive[name] = (tensor, tensor._version)
-        if isinstance(result, Tensor):
-            self._alive[n.name] = (result, result._version)
+                self._alive[name] = [(tensor, tensor._version) for tensor, _ in alive]
+        self._alive[n.name] = [(tensor, tensor._version) for tensor in tensors_in(result)]
         return result
+
+
+def nodes_in(argument: object) -> list[fx.Node]:
+    """List the nodes in what a graph returns."""
+    if isinstance(argument, fx.Node):
+        return [argument]
+    entries = (
+        argument.values() if isinstance(argument, dict) else argument if isinstance(argument, (tuple, list)) else ()
+    )
+    return [node for entry in entries for node in nodes_in(entry)]
+
+
+def put_in(argument: object, values: Mapping[str, object]) -> object:
+    """Put values in the place of the nodes in what a graph returns, in plain tuples, lists and dicts."""
+    if isinstance(argument, fx.Node):
+        return values[argument.name]
+    if isinstance(argument, dict):
+        return {key: put_in(entry, values) for key, entry in argument.items()}
+    if isinstance(argument, (tuple, list)):
+        entries = [put_in(entry, values) for entry in argument]
+        return tuple(entries) if isinstance(argument, tuple) else entries
+    return argument

@@ -124,5 +124,14 @@ def _check_graph(graph: fx.Graph, backbone: nn.Module) -> None:
             raise NotTraceable("its forward makes tensors of its own")
         if node.op == "call_function" and "dropout" in getattr(node.target, "__name__", ""):
             raise NotTraceable("its forward calls a dropout function")
-        if node.op == "output" and not isinstance(node.args[0], fx.Node):
-            raise NotTraceable("its output is not one tensor")
+        if node.op == "output" and not _is_plain(node.args[0]):
+            raise NotTraceable("its output is of a type of its own")
+
+
+def _is_plain(returned: object) -> bool:
+    """Say whether an output is a tensor, or tensors in plain tuples, lists and dicts."""
+    if isinstance(returned, (tuple, list)):
+        return not hasattr(returned, "_fields") and all(map(_is_plain, returned))
+    if isinstance(returned, dict):
+        return all(map(_is_plain, returned.values()))
+    return isinstance(returned, fx.Node) or returned is None
