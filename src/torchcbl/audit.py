@@ -132,6 +132,12 @@ def dead_adapters_message(audit: Audit) -> str:
             f"{len(audit.adapters)} sites needs steps >= {len(audit.adapters)}, got {audit.steps}. "
             "Use more steps, or schedule='repropagate'"
         )
+    elif any(adapter.adapter == "Token" for adapter in audit.adapters if not adapter.live):
+        why = (
+            "no attention layer that torch computes (scaled_dot_product_attention, nn.MultiheadAttention) runs between it "
+            "and the next site. Choose an earlier site, build a transformers model with attn_implementation='sdpa', or "
+            "use adapter='attention'"
+        )
     else:
         why = (
             "no path leads from that site to the output, which Eq. 8 recomputes from the sites. "

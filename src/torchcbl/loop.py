@@ -9,7 +9,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from torchcbl.adapters import AdapterChoice, bind_mask, build_adapters, describe_adapters
+from torchcbl.adapters import AdapterChoice, Attending, attending, bind, build_adapters, describe_adapters
 from torchcbl.arguments import check_alpha, check_context, check_steps
 from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
@@ -281,7 +281,12 @@ class ContextLoop(nn.Module):
             returned = call.run(self.backbone)
             return Rollout([read(returned)], [], returned)
         mask = call.mask()
-        adapters: Sequence[Psi] = bind_mask(self.adapters.values() if psi is None else psi, mask)
+        own = list(self.adapters.values())
+        with attending(own) as tokens:
+            return self._roll(call, steps, bind(own if psi is None else psi, mask, tokens), measure, tokens)
+
+    def _roll(self, call: Call, steps: int, psi: Sequence[Psi], measure: bool, tokens: Attending | None) -> Rollout:
+        read, mask = self._output_layout.read, call.mask()
         cut, order, alpha = self._cut_for(call), find_schedule(self.config.schedule), self.config.alpha
         first = cut.first(call)
         carried = order.carries_hidden(alpha)
@@ -289,7 +294,9 @@ class ContextLoop(nn.Module):
         outputs, residuals = [read(first.returned)], []
         for step in range(1, steps + 1):
             z = self.context(outputs[-1] if state.source is None else state.source, mask)
-            new = order.step(cut, first, state, z, adapters, alpha, step)
+            new = order.step(cut, first, state, z, psi, alpha, step)
+            if tokens is not None:
+                tokens.joined = None
             if measure and carried:
                 residuals.append(relative_change(new.hidden, state.hidden))
             outputs.append(read(new.returned))

@@ -90,6 +90,20 @@ class Adapter(nn.Module, ABC):
         )
 
 
+def mix_channels(weight: Tensor, h: Tensor, channel_dim: int) -> Tensor:
+    """Apply a linear map (out, C) to the channels of each position of h: a 1 x 1 convolution."""
+    last = h.movedim(channel_dim, -1)
+    if channel_dim == 1 and not last.is_contiguous():  # keep h's memory format, on which later roundings depend
+        return (weight @ h.flatten(2)).reshape(len(h), len(weight), *h.shape[2:])
+    return F.linear(last, weight).movedim(-1, channel_dim)
+
+
+def check_positive(adapter: str, name: str, value: object) -> None:
+    """Refuse a size that is no whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{adapter}'s {name} must be a whole number, at least 1, got {value!r}.")
+
+
 def resize_grid(values: Tensor, h: Tensor, channel_dim: int) -> Tensor:
     """Resize (B, *grid, C) to the grid of h, and put the channels on h's channel axis."""
     grid = [size for axis, size in enumerate(h.shape) if axis not in (0, channel_dim)]

@@ -8,14 +8,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from torchcbl.adapters.additive import Additive
+from torchcbl.adapters.attention import Attention
 from torchcbl.adapters.base import AdapterChoice, AdapterFactory
+from torchcbl.adapters.concat import Concat
 from torchcbl.adapters.film import Film
 from torchcbl.adapters.gate import Gate
+from torchcbl.adapters.joining import Attending, parting
+from torchcbl.adapters.recurrent import Recurrent
+from torchcbl.adapters.token import Token
 from torchcbl.names import matches_glob
 from torchcbl.site import Site
 
 Psi = Callable[..., Tensor]
-ADAPTERS: dict[str, AdapterFactory] = {"film": Film, "gate": Gate}
+ADAPTERS: dict[str, AdapterFactory] = {
+    "film": Film,
+    "gate": Gate,
+    "additive": Additive,
+    "concat": Concat,
+    "attention": Attention,
+    "token": Token,
+    "recurrent": Recurrent,
+}
 
 
 def build_adapters(choice: AdapterChoice, sites: Sequence[Site], context_dim: int) -> list[nn.Module]:
@@ -43,12 +57,13 @@ def build_adapters(choice: AdapterChoice, sites: Sequence[Site], context_dim: in
     return [_build(by_site[site.name], site, context_dim) for site in sites]
 
 
-def bind_mask(adapters: Iterable[Psi], mask: Tensor | None) -> list[Psi]:
-    """Give the call's mask to those adapters that want it."""
-    return [
+def bind(adapters: Iterable[Psi], mask: Tensor | None, tokens: Attending | None) -> list[Psi]:
+    """Give the call's mask to those adapters that want it, and let no tokens outlive the next site."""
+    bound = [
         functools.partial(adapter, mask=mask) if mask is not None and getattr(adapter, "wants_mask", False) else adapter
         for adapter in adapters
     ]
+    return bound if tokens is None else [parting(adapter, tokens) for adapter in bound]
 
 
 CUSTOM = "custom"
