@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchcbl as cbl
@@ -462,19 +461,3 @@ def test_numbers_of_numpy_are_numbers() -> None:
     numpy = pytest.importorskip("numpy")
     net = cbl.ContextLoop(Nest(), "b", X, steps=numpy.int64(2), alpha=numpy.float32(0.5))
     assert len(net.refine(X, steps=numpy.int64(3)).outputs) == 4
-
-
-class Checkpointed(Nest):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(checkpoint(self.b[2], self.b[0](x), use_reentrant=False))
-
-
-def test_checkpointing_goes_around_the_loop_and_not_inside() -> None:
-    with pytest.raises(RuntimeError, match="'b.2' runs under torch.utils.checkpoint inside the part"):
-        cbl.ContextLoop(Checkpointed(), "b.0", X, cut="replayed")(X)
-    for cut in ("traced", "replayed"):
-        loop = cbl.ContextLoop(Nest(), "b.0", X, AWAKE, cut=cut)
-        plain = torch.autograd.grad(loop(X).sum(), list(loop.parameters()))
-        again = torch.autograd.grad(checkpoint(loop, X, use_reentrant=False).sum(), list(loop.parameters()))
-        for one, other in zip(plain, again, strict=True):
-            torch.testing.assert_close(one, other)

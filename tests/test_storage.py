@@ -134,3 +134,87 @@ def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:
     write_atomically(target, b"two")
     assert target.read_text() == "two"
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
+
+
+def renamed(backbone: nn.Module, old: str, new: str) -> nn.Module:
+    """Rename a direct submodule, in its place."""
+    modules = [(new if name == old else name, module) for name, module in backbone.named_children()]
+    for name, _ in modules:
+        backbone._modules.pop(old if name == new else name)
+    for name, module in modules:
+        backbone.add_module(name, module)
+    return backbone
+
+
+def refusal(folder: Path, backbone: nn.Module) -> str:
+    with pytest.raises(ValueError, match="the backbone differs from what was saved: ") as caught:
+        cbl.load(folder, backbone)
+    return str(caught.value)
+
+
+def test_a_renamed_module_is_refused_with_its_new_name(net: cbl.ContextLoop, folder: Path) -> None:
+    state = net.backbone.state_dict()
+    message = refusal(folder, renamed(net.backbone, "block1", "stage1"))
+    assert "site 'block1' is not in ResidualCnn, it is now 'stage1'; " in message
+    count = sum(name.startswith("block1.") for name in state)
+    assert f"renamed: 'block1.*' is now 'stage1.*' ({count} tensors, same values). Load with the same" in message
+    assert "missing" not in message
+    assert "not in the save" not in message
+
+
+def test_a_renamed_tensor_is_refused_with_its_new_name(net: cbl.ContextLoop, folder: Path) -> None:
+    stem = net.backbone.stem
+    stem.kernel = stem.weight
+    del stem.weight
+    assert "saved: renamed: 'stem.weight' is now 'stem.kernel' (same values). Load" in refusal(folder, net.backbone)
+
+
+def test_a_wrapped_backbone_is_refused_with_the_prefix(net: cbl.ContextLoop, folder: Path) -> None:
+    message = refusal(folder, nn.Sequential(net.backbone))
+    assert "site 'block1' is not in Sequential, it is now '0.block1'; site 'block2'" in message
+    assert f"renamed: '*' is now '0.*' ({len(net.backbone.state_dict())} tensors, same values). Load" in message
+
+
+def test_a_site_without_tensors_is_missed_too(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    backbone = nn.Sequential()
+    for name, module in {"low": nn.Linear(4, 6), "act": nn.ReLU(), "head": nn.Linear(6, 2)}.items():
+        backbone.add_module(name, module)
+    cbl.ContextLoop(backbone, "act", x, context=cbl.Context(dim=3, source="act")).save(tmp_path / "one")
+    cbl.ContextLoop(backbone, "low", x, context=cbl.Context(dim=3, source="act")).save(tmp_path / "two")
+    renamed(backbone, "act", "relu")
+    for folder, role in (("one", "site and context source"), ("two", "context source")):
+        assert f"saved: {role} 'act' is not in Sequential. Load" in refusal(tmp_path / folder, backbone)
+
+
+def test_each_kind_of_difference_is_named_and_none_at_length(net: cbl.ContextLoop, folder: Path) -> None:
+    other = ResidualCnn()
+    del other.block2
+    other.extra = nn.ModuleList([nn.Linear(2, 2) for _ in range(20)])
+    other.fc = nn.Linear(6, 5)
+    message = refusal(folder, other)
+    assert "site 'block2' is not in ResidualCnn" in message
+    assert "'block2.conv1.weight' is missing; " in message
+    assert "more missing; 'extra.0.weight' is not in the save; " in message
+    assert "and 37 more not in the save; 'fc.weight' is float32 [5, 6], expected float32 [4, 6]; " in message
+    assert "'stem.weight' has other values" in message
+    assert len(message) < 1200
+
+
+def test_a_damaged_manifest_is_refused(net: cbl.ContextLoop, folder: Path) -> None:
+    path = folder / "config.json"
+    whole = json.loads(path.read_text())
+    for entry, key, value, found in [
+        ("loop", "sites", [1], r"loop.sites is \[1\]"),
+        ("loop", "steps", "2", "loop.steps is '2'"),
+        ("loop", "context", {"dim": 5, "source": "logits", "detach": False}, "KeyError: 'map'"),
+        ("loop", "context", {"dim": 5, "map": "os.system"}, "loop.context.map is 'os.system'"),
+        ("loop", "context", {"dim": 5, "map": None, "else": 1}, "else"),
+        ("loop", "context", {"dim": 0, "map": None}, "Context.dim must be at least 1"),
+        ("backbone", "included", 1, "backbone.included is 1"),
+        ("backbone", "tensors", {"fc.bias": None}, "the entry of tensor 'fc.bias' is None"),
+        ("backbone", "tensors", None, "AttributeError"),
+    ]:
+        path.write_text(json.dumps({**whole, entry: {**whole[entry], key: value}}))
+        with pytest.raises(ValueError, match=f"config.json is damaged .*{found}.*: save the loop again"):
+            cbl.load(folder, net.backbone)

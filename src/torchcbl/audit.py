@@ -134,7 +134,8 @@ def dead_adapters_message(audit: Audit) -> str:
         )
     elif any(adapter.adapter == "Token" for adapter in audit.adapters if not adapter.live):
         why = (
-            "no attention layer that torch computes (scaled_dot_product_attention, nn.MultiheadAttention) runs between it "
+            "no attention layer that torch computes (scaled_dot_product_attention, nn.MultiheadAttention) runs "
+            "between it "
             "and the next site. Choose an earlier site, build a transformers model with attn_implementation='sdpa', or "
             "use adapter='attention'"
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
-from torchcbl.adapters import AdapterChoice, Attending, attending, bind, build_adapters, describe_adapters
+from torchcbl.adapters import AdapterChoice, attending, bind, build_adapters, describe_adapters
 from torchcbl.arguments import check_alpha, check_context, check_steps
 from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
@@ -19,29 +18,17 @@ from torchcbl.context import Context
 from torchcbl.language import generate, without_cache
 from torchcbl.layout import Key
 from torchcbl.names import match_names
-from torchcbl.refinement import Refinement, relative_change
-from torchcbl.schedules import Psi, State, find_schedule
+from torchcbl.refinement import Refinement
+from torchcbl.rollout import Roller, Rollout
+from torchcbl.schedules import Psi, find_schedule
+from torchcbl.shareable import Shareable
 from torchcbl.site import Site, build_sites, check_order
 from torchcbl.stages import Cut, Plan, choose_plan, make_cut
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
 from torchcbl.stages.tracing import NotTraceable
 from torchcbl.step_norm import batch_norms, choose_step_norm, module_key
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What a run of the loop gives.
-
-    Args:
-        outputs: y_0..y_T.
-        residuals: (B,) for each step at which it was measured.
-        returned: The backbone's own output at step T, y_T within it.
-    """
-
-    outputs: list[Tensor]
-    residuals: list[Tensor]
-    returned: object
+from torchcbl.trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class LoopConfig:
     output: Key | None
 
 
-class ContextLoop(nn.Module):
+class ContextLoop(Trainable, Shareable):
     """Put top-down feedback into a network.
 
         y_0 = F(x),   z_t = g(y_t),   h_{t+1} = alpha h_t + (1 - alpha) psi(h, z_t),   y_{t+1} = head(h_{t+1})
@@ -137,7 +124,7 @@ class ContextLoop(nn.Module):
         order = find_schedule(schedule)
         call = without_cache(backbone, Call.from_example(example))
         self.backbone = backbone
-        self._output_layout, y = find_output(backbone, call, output)
+        self.output_layout, y = find_output(backbone, call, output)
         placed = build_sites(backbone, match_names(backbone, sites), call.detached(), channel_dim)
         check_order(sites, [one.site.name for one in placed])
         start = order.start(len(placed))
@@ -147,7 +134,7 @@ class ContextLoop(nn.Module):
         self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), steps)
         self.has_batch_norm = bool(batch_norms(replayed.items()))
         self._prepare_cuts()
-        causal = is_causal(backbone, call, self._output_layout, y)
+        causal = is_causal(backbone, call, self.output_layout, y)
         self.sites: tuple[Site, ...] = tuple(
             replace(one.site, causal=causal and has_positions_of(one.site, y)) for one in placed
         )
@@ -230,43 +217,6 @@ class ContextLoop(nn.Module):
             return audit_loop(self, Call.from_example(example).detached())
         return audit_loop(self, synthesise(self.config.example, self.backbone))
 
-    def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over what the loop adds to the backbone and trains: adapters and context."""
-        yield from self.adapters.parameters()
-        yield from self.context.parameters()
-
-    def freeze_backbone(self, frozen: bool = True) -> ContextLoop:
-        """Train adapters and context alone, or, with `frozen=False`, everything again.
-
-        A frozen backbone's parameters take no gradients and it stays in eval mode, whatever `net.train()` says: so its
-        dropout is off, and no batch norm statistics change, those of later steps included. Training then leaves every
-        tensor of it bit for bit as it was.
-        """
-        self.backbone_frozen = frozen
-        for parameter in self.backbone.parameters():
-            parameter.requires_grad_(not frozen and parameter.is_floating_point())
-        return self.train(self.training)
-
-    def train(self, mode: bool = True) -> ContextLoop:
-        """Set training mode; a frozen backbone stays in eval mode."""
-        super().train(mode)
-        if self.backbone_frozen:
-            self.backbone.eval()
-        return self
-
-    def print_trainable_parameters(self) -> None:
-        """Print how many parameters would be trained, of how many."""
-        everything = list(self.parameters())
-        trained = sum(parameter.numel() for parameter in everything if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in everything)
-        print(f"trainable parameters: {trained:,} of {total:,} ({trained / max(total, 1):.2%})")
-
-    def save(self, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
-        """Write adapters, context and per-step statistics to `folder`; see `torchcbl.storage.save`."""
-        from torchcbl.storage import save
-
-        save(self, folder, include_backbone=include_backbone)
-
     def run(self, call: Call, steps: int, psi: Sequence[Psi] | None = None, measure: bool = False) -> Rollout:
         """Run the loop, with other adapters than its own if given.
 
@@ -276,32 +226,14 @@ class ContextLoop(nn.Module):
             psi: One callable psi(h, z) per site, in execution order; None for the loop's adapters.
             measure: Whether to measure residuals where they cannot be told from the outputs.
         """
-        call, read = without_cache(self.backbone, call), self._output_layout.read
+        call = without_cache(self.backbone, call)
         if steps == 0:
             returned = call.run(self.backbone)
-            return Rollout([read(returned)], [], returned)
-        mask = call.mask()
+            return Rollout([self.output_layout.read(returned)], [], returned)
         own = list(self.adapters.values())
         with attending(own) as tokens:
-            return self._roll(call, steps, bind(own if psi is None else psi, mask, tokens), measure, tokens)
-
-    def _roll(self, call: Call, steps: int, psi: Sequence[Psi], measure: bool, tokens: Attending | None) -> Rollout:
-        read, mask = self._output_layout.read, call.mask()
-        cut, order, alpha = self._cut_for(call), find_schedule(self.config.schedule), self.config.alpha
-        first = cut.first(call)
-        carried = order.carries_hidden(alpha)
-        state = State(first.returned, first.source, first.states if carried else ())
-        outputs, residuals = [read(first.returned)], []
-        for step in range(1, steps + 1):
-            z = self.context(outputs[-1] if state.source is None else state.source, mask)
-            new = order.step(cut, first, state, z, psi, alpha, step)
-            if tokens is not None:
-                tokens.joined = None
-            if measure and carried:
-                residuals.append(relative_change(new.hidden, state.hidden))
-            outputs.append(read(new.returned))
-            state = new
-        return Rollout(outputs, residuals, state.returned)
+            bound = bind(own if psi is None else psi, call.mask(), tokens)
+            return Roller(self, call, bound, tokens).run(self._cut_for(call), steps, measure)
 
     def _prepare_cuts(self) -> None:
         """Make the planned cut, and the replayed one that serves what the plan was not made for."""

@@ -170,7 +170,8 @@ def _fault(name: str, observed: Observation) -> Exception | None:
     if not observed.had_gradients:
         return ValueError(
             f"site '{name}' runs under torch.no_grad in the backbone's forward, so no adapter there could be trained: "
-            "choose a site outside of it, or take the no_grad out of the backbone and call net.freeze_backbone()."
+            "choose a site outside of it, or take the no_grad out of the backbone and call net.freeze_backbone(). (Where it "
+            "is torch.utils.checkpoint that does this, pass it use_reentrant=False.)"
         )
     layout = find_layout(observed.output)
     if layout is None:

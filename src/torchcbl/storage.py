@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -19,14 +16,13 @@ from torchcbl.adapters import CUSTOM, AdapterChoice
 from torchcbl.calls import synthesise
 from torchcbl.context import Context
 from torchcbl.files import write_atomically
+from torchcbl.fingerprint import Inventory, check_backbone, differences, inventory, refuse
+from torchcbl.manifest import CONFIG, LoopEntry, make_manifest, read_manifest, saved_context
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
 
-CONFIG, ADDED, BACKBONE = "config.json", "adapters.safetensors", "backbone.safetensors"
-FORMAT = 1
-Inventory = dict[str, list[object]]
-"""Of each tensor: dtype, shape, and the first 16 hex digits of the SHA-256 of its bytes."""
+ADDED, BACKBONE = "adapters.safetensors", "backbone.safetensors"
 
 
 def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
@@ -47,22 +43,13 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
     """
     target = Path(folder)
     added = added_state(net)
-    config = {
-        "format": FORMAT,
-        "loop": _loop_config(net),
-        "backbone": {
-            "class": type(net.backbone).__name__,
-            "included": include_backbone,
-            "tensors": inventory(net.backbone.state_dict()),
-        },
-        "added": inventory(added),
-    }
+    manifest = make_manifest(net, inventory(added), include_backbone)
     write_atomically(target / ADDED, _pack(added))
     if include_backbone:
         write_atomically(target / BACKBONE, _pack(net.backbone.state_dict()))
     else:
         (target / BACKBONE).unlink(missing_ok=True)
-    write_atomically(target / CONFIG, json.dumps(config, indent=1) + "\n")
+    write_atomically(target / CONFIG, json.dumps(manifest, indent=1) + "\n")
 
 
 def load(
@@ -103,28 +90,29 @@ def load(
     from torchcbl.loop import ContextLoop
 
     source = Path(folder)
-    config = _read_config(source)
-    saved, loop = config["backbone"], config["loop"]
-    included = bool(saved["included"])
-    _check("the backbone", saved["tensors"], inventory(backbone.state_dict()), digests=not included)
-    added = _read_tensors(source / ADDED, config["added"])
-    weights = _read_tensors(source / BACKBONE, saved["tensors"]) if included else None
+    manifest = read_manifest(source)
+    saved, loop = manifest["backbone"], manifest["loop"]
+    check_backbone(backbone, saved["tensors"], _modules(loop), digests=not saved["included"])
+    added = _read_tensors(source / ADDED, manifest["added"])
+    weights = _read_tensors(source / BACKBONE, saved["tensors"]) if saved["included"] else None
     example = synthesise(loop["example"], backbone)
     net = ContextLoop(
         backbone,
         loop["sites"],
         example.kwargs or example.args,
         _adapter_choice(loop["adapter"], adapter),
-        _context(loop["context"], context),
+        _context(loop, context),
         loop["steps"],
         loop["alpha"],
         loop["schedule"],
         step_norm=loop["step_norm"],
         channel_dim=loop["channel_dim"],
+        output=loop["output"],
         cut=loop["cut"],
         allow_dead=True,
     )
-    _check("the loop", config["added"], inventory(added_state(net)), digests=False)
+    advice = "Pass the adapter and the context that it was saved with."
+    refuse("the loop", differences(manifest["added"], inventory(added_state(net)), digests=False), advice)
     missing, unexpected = net.load_state_dict(added, strict=False)
     assert not unexpected
     assert all(name.startswith("backbone.") for name in missing)
@@ -136,19 +124,6 @@ def load(
 def added_state(net: ContextLoop) -> dict[str, Tensor]:
     """All that the loop adds to the backbone: adapters, context, per-step statistics."""
     return {name: value for name, value in net.state_dict().items() if not name.startswith("backbone.")}
-
-
-def inventory(state: Mapping[str, Tensor]) -> Inventory:
-    """List dtype, shape and digest of each tensor."""
-    return {
-        name: [str(value.dtype).removeprefix("torch."), list(value.shape), _digest(value)]
-        for name, value in state.items()
-    }
-
-
-def _digest(tensor: Tensor) -> str:
-    flat = tensor.detach().cpu().contiguous()
-    return hashlib.sha256(ctypes.string_at(flat.data_ptr(), flat.numel() * flat.element_size())).hexdigest()[:16]
 
 
 def _pack(state: Mapping[str, Tensor]) -> bytes:
@@ -167,22 +142,6 @@ def _safetensors() -> ModuleType:
     return importlib.import_module("safetensors.torch")
 
 
-def _loop_config(net: ContextLoop) -> dict[str, object]:
-    config = net.config
-    return {
-        "sites": [site.name for site in net.sites],
-        "adapter": config.adapter,
-        "context": {**asdict(config.context), "map": CUSTOM if config.custom_context else None},
-        "steps": config.steps,
-        "alpha": config.alpha,
-        "schedule": config.schedule,
-        "step_norm": config.step_norm,
-        "channel_dim": config.channel_dim,
-        "cut": net.plan.kind,
-        "example": config.example,
-    }
-
-
 def _adapter_choice(saved: object, given: AdapterChoice | None) -> AdapterChoice:
     if given is not None:
         return given
@@ -195,57 +154,15 @@ def _adapter_choice(saved: object, given: AdapterChoice | None) -> AdapterChoice
     return saved
 
 
-def _context(saved: Mapping[str, object], given: Context | None) -> Context:
+def _context(saved: LoopEntry, given: Context | None) -> Context:
     if given is not None:
         return given
-    if saved["map"] is not None:
+    if saved["context"]["map"] is not None:
         raise ValueError(
             "the loop was saved with a context map of the caller's own, whose code is not in the file: pass the same "
             "Context as load(..., context=...)."
         )
-    return Context(**saved)  # type: ignore[arg-type]
-
-
-def _read_config(folder: Path):  # type: ignore[no-untyped-def]
-    path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {folder}: pass the folder that net.save(folder) wrote.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        version = config["format"]
-        if version == FORMAT:
-            _check_config(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): save the loop again.") from error
-    if version != FORMAT:
-        raise ValueError(f"{path} has format {version}, expected {FORMAT}: use the torchcbl that wrote it.")
-    return config
-
-
-_LOOP_TYPES: dict[str, tuple[type, ...]] = {
-    "sites": (list,),
-    "adapter": (str, dict),
-    "context": (dict,),
-    "steps": (int,),
-    "alpha": (int, float),
-    "schedule": (str,),
-    "step_norm": (str,),
-    "channel_dim": (int, type(None)),
-    "cut": (str,),
-    "example": (dict,),
-}
-
-
-def _check_config(config) -> None:  # type: ignore[no-untyped-def]
-    """Check that all is there and of its type."""
-    for key, types in _LOOP_TYPES.items():
-        if not isinstance(config["loop"][key], types):
-            raise TypeError(f"loop.{key} is {config['loop'][key]!r}")
-    if not isinstance(config["backbone"]["included"], bool):
-        raise TypeError(f"backbone.included is {config['backbone']['included']!r}")
-    for name, row in [*config["backbone"]["tensors"].items(), *config["added"].items()]:
-        if not isinstance(row, list) or len(row) != 3:
-            raise TypeError(f"the entry of tensor '{name}' is {row!r}")
+    return saved_context(saved)
 
 
 def _read_tensors(path: Path, expected: Inventory) -> dict[str, Tensor]:
@@ -257,25 +174,14 @@ def _read_tensors(path: Path, expected: Inventory) -> dict[str, Tensor]:
         raise
     except Exception as error:  # safetensors has an exception class of its own for each kind of damage
         raise ValueError(f"{path} is damaged ({error}): save the loop again.") from error
-    _check(str(path), expected, inventory(tensors), digests=True)
+    refuse(str(path), differences(expected, inventory(tensors), digests=True), "Save the loop again.")
     return tensors
 
 
-def _check(what: str, expected: Inventory, found: Inventory, digests: bool) -> None:
-    """Refuse what differs, by name."""
-    differences = [f"'{name}' is missing" for name in expected if name not in found]
-    differences += [f"'{name}' is not in the save" for name in found if name not in expected]
-    values = []
-    for name in (name for name in expected if name in found):
-        (dtype, shape, digest), (dtype_found, shape_found, digest_found) = expected[name], found[name]
-        if (dtype, shape) != (dtype_found, shape_found):
-            differences.append(f"'{name}' is {dtype_found} {shape_found}, expected {dtype} {shape}")
-        elif digests and digest != digest_found:
-            values.append(f"'{name}' has other values")
-    differences += values
-    if differences:
-        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
-        raise ValueError(
-            f"{what} differs from what was saved: {shown}. Load with the same architecture and weights, or save with "
-            "include_backbone=True."
-        )
+def _modules(loop: LoopEntry) -> dict[str, str]:
+    """Say which of the backbone's modules a saved loop needs, and for what."""
+    roles = dict.fromkeys(loop["sites"], "site")
+    source = saved_context(loop).module_name
+    if source is not None:
+        roles[source] = "site and context source" if source in roles else "context source"
+    return roles

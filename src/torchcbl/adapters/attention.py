@@ -67,7 +67,7 @@ class Attention(Adapter):
         """Refine h (B, C, ...) or (B, ..., C) by z (B, D) or (B, ..., D); the mask (B, N) is of z's positions."""
         positions = self.flat(h)
         context = z.flatten(1, -2) if z.ndim > 2 else z.unsqueeze(1)
-        tokens = self.expand(context).reshape(len(z), -1, self.context_dim)
+        tokens = self.expand(context).unflatten(-1, (self.tokens, self.context_dim)).flatten(1, 2)
         q, k, v = self._split(self.query(positions)), self._split(self.key(tokens)), self._split(self.value(tokens))
         bias = visible(self.site, z, mask, positions.shape[1], self.tokens, q.dtype)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -75,7 +75,7 @@ class Attention(Adapter):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, E) as (B, heads, N, E / heads)."""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
 
 
 def visible(site: Site, z: Tensor, mask: Tensor | None, queries: int, tokens: int, dtype: torch.dtype) -> Tensor | None:
@@ -90,21 +90,19 @@ def visible(site: Site, z: Tensor, mask: Tensor | None, queries: int, tokens: in
     if z.ndim != 3:
         return None
     sources = z.shape[1]
-    hidden = None
-    if mask is not None and mask.shape == z.shape[:2]:
-        hidden = (mask == 0)[:, None, None, :]
+    padding = None if mask is None or mask.shape != z.shape[:2] else (mask == 0)[:, None, None, :]
+    if padding is None and not site.causal:
+        return None
+    bias = torch.zeros(1, 1, 1, sources, dtype=dtype, device=z.device)
+    if padding is not None:
+        # a low number and not minus infinity: a position that sees nothing but padding must not become NaN
+        bias = bias.masked_fill(padding, torch.finfo(dtype).min / 2)
     if site.causal:
         if queries != sources:
             raise ValueError(
                 f"the context has {sources} positions, but site '{site.name}' has {queries}, so that in this causal "
-                "network "
-                "nobody can tell which are later: choose a site with the output's own positions."
+                "network nobody can tell which are later: choose a site with the output's own positions."
             )
         order = torch.arange(sources, device=z.device)
-        later = (order[None, :] > order[:, None])[None, None]
-        hidden = later if hidden is None else hidden | later
-    if hidden is None:
-        return None
-    # the lowest number and not minus infinity: a position that sees nothing, as padding may, must not become NaN
-    bias = torch.zeros(hidden.shape, dtype=dtype, device=z.device).masked_fill(hidden, torch.finfo(dtype).min)
+        bias = bias.masked_fill(order[None, :] > order[:, None], -torch.inf)  # lower than padding's: see no later one
     return bias.expand(-1, -1, queries, -1).repeat_interleave(tokens, dim=-1)

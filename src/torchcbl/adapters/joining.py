@@ -44,7 +44,7 @@ class Joined:
                 f"{heads} x {size}: choose a site as wide as the attention and not split into windows, or "
                 "adapter='attention'."
             )
-        keys, values = (x.view(batch, -1, heads, size).transpose(1, 2) for x in (self.keys, self.values))
+        keys, values = (x.unflatten(-1, (heads, size)).transpose(1, 2) for x in (self.keys, self.values))
         bias = self.bias(length, query.dtype)
         found = F.scaled_dot_product_attention(query, keys.to(query), values.to(query), attn_mask=bias, scale=scale)
         return found * self.gate.to(query).view(heads, 1, size)
@@ -112,7 +112,7 @@ def _join_multi_head(
     assert weight is not None
     batched = query if query.ndim == 3 else query.unsqueeze(1)
     q = F.linear(batched, weight, None if in_proj_bias is None else in_proj_bias[:embed_dim])
-    found = joined.attend(q.view(*q.shape[:2], num_heads, -1).permute(1, 2, 0, 3), None)
+    found = joined.attend(q.unflatten(-1, (num_heads, q.shape[-1] // num_heads)).permute(1, 2, 0, 3), None)
     mixed = F.linear(found.permute(2, 0, 1, 3).flatten(2), out_proj_weight)
     return (output[0] + mixed.view_as(output[0]), *output[1:])
 
@@ -144,6 +144,27 @@ def attending(adapters: Iterable[object]) -> Iterator[Attending | None]:
             yield mode
     finally:
         _thread.attending = outer
+
+
+def resuming() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Remember which tokens are joined now; what is returned joins them again, in whatever thread it is entered."""
+    mode: Attending | None = getattr(_thread, "attending", None)
+    joined = None if mode is None else mode.joined
+
+    @contextlib.contextmanager
+    def resume() -> Iterator[None]:
+        if mode is None:
+            yield
+            return
+        outer, again = getattr(_thread, "attending", None), Attending()
+        again.joined, _thread.attending = joined, again
+        try:
+            with again:
+                yield
+        finally:
+            _thread.attending = outer
+
+    return resume
 
 
 def parting(psi: Psi, mode: Attending) -> Psi:

@@ -51,5 +51,5 @@ class Recurrent(Adapter):
         from_h = mix_channels(self.gates.weight, h, axis).chunk(2, dim=axis)
         reset, update = (torch.sigmoid(a + b) for a, b in zip(from_h, from_z[:2], strict=True))
         new = torch.tanh(mix_channels(self.candidate.weight, reset * h, axis) + from_z[2])
-        scale = self.scale.view([-1 if a == axis else 1 for a in range(h.ndim)])
+        scale = self.scale.to(h.dtype).view([-1 if a == axis else 1 for a in range(h.ndim)])  # autocast's dtype too
         return h + scale * update * (new - h)

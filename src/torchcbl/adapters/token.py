@@ -59,7 +59,8 @@ class Token(Adapter):
     def forward(self, h: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hand the tokens of z (B, D) or (B, ..., D) to the layers that follow, and return h."""
         context = z.flatten(1, -2) if z.ndim > 2 else z.unsqueeze(1)
-        keys, values = (linear(context).reshape(len(z), -1, self.site.channels) for linear in (self.key, self.value))
+        sizes = (self.tokens, self.site.channels)
+        keys, values = (linear(context).unflatten(-1, sizes).flatten(1, 2) for linear in (self.key, self.value))
 
         def bias(queries: int, dtype: torch.dtype) -> Tensor | None:
             return visible(self.site, z, mask, queries, self.tokens, dtype)

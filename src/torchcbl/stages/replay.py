@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from torchcbl.adapters.joining import resuming
 from torchcbl.calls import Call
 from torchcbl.stages.base import Visit, copy_tensors, tensors_in
+from torchcbl.stages.checkpointing import check_not_reentrant, saved_tensor_hooks, wrap_recomputation
 from torchcbl.stages.interception import Function, FunctionMode, activated, intercepting
 from torchcbl.step_norm import Mask, draw_functional, has_own_forward
 
@@ -47,7 +50,8 @@ class Run:
     source: Tensor | None = None
     start_returned: object = None  # what the start site's module returned, its hidden state within it
     kept: dict[str, tuple[object, list[int]]] = field(default_factory=dict)
-    hooks: object = None  # on saved tensors, as the call began
+    hooks: object = None  # on saved tensors, as the call began or the present checkpointed region did
+    had_gradients: bool = False  # as the call began
     norm: _BatchNorm | None = None  # the batch norm with a forward of its own that is running
     watch: bool = False  # whether this run is to find writes in place
     ran_after: dict[str, nn.Module] = field(default_factory=dict)
@@ -58,14 +62,39 @@ class Run:
 
     def execute(self, call: Call) -> object:
         """Call the backbone with interceptors in place."""
-        self.hooks = _saved_tensor_hooks()
-        with intercepting(self.cut.intercepted), activated(self), FunctionMode(self):
+        self.hooks, self.had_gradients = saved_tensor_hooks(), torch.is_grad_enabled()
+        with self._in_place():
             output = call.run(self.cut.backbone)
         if not self.passed:
             raise RuntimeError(self._lost("finished without running its lowest site"))
         if not self.watch:
             self._check_writes()
         return output
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        with intercepting(self.cut.intercepted), activated(self), FunctionMode(self):
+            yield
+
+    def _look_for_checkpointing(self, name: str) -> None:
+        """See to it that a checkpointed region is computed again as it is now: at this step, with these masks."""
+        if self.had_gradients and not torch.is_grad_enabled():
+            check_not_reentrant(name)
+        hooks = saved_tensor_hooks()
+        if hooks == self.hooks:
+            return
+        self.hooks = hooks
+        at_entry, resume = replace(self, states=dict(self.states)), resuming()
+
+        def wrap(recompute: Callable[..., None]) -> Callable[..., None]:
+            def run_again(*args: object) -> None:
+                again = replace(at_entry, states=dict(at_entry.states), hooks=saved_tensor_hooks())
+                with resume(), again._in_place():
+                    recompute(*args)
+
+            return run_again
+
+        wrap_recomputation(hooks, name, wrap)
 
     def _check_writes(self) -> None:
         """Refuse a write in place that the example did not show, since it has spoilt what was kept."""
@@ -88,6 +117,8 @@ class Run:
         self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         """Answer a call of a submodule."""
+        if self.carry is not None:
+            self._look_for_checkpointing(self.cut.names[module])
         if self.passed or module in self.cut.around:
             output = self._run_module(module, forward, args, kwargs)
         elif module is self.cut.start and not self.inside:
@@ -103,12 +134,6 @@ class Run:
     ) -> object:
         """Run a module that comes after the start site, or is around it."""
         name, rank = self.cut.names[module], self.cut.ranks.get(module)
-        if _saved_tensor_hooks() != self.hooks and "checkpoint" in str(_saved_tensor_hooks()):
-            raise RuntimeError(
-                f"'{name}' runs under torch.utils.checkpoint inside the part that is replayed, where it "
-                "would be recomputed without the feedback: switch checkpointing off in the backbone, and checkpoint "
-                "the whole loop."
-            )
         self.ran_after[name] = module
         step_norm = self.cut.step_norm
         if not (self.step and step_norm is not None and isinstance(module, _BatchNorm) and step_norm.applies(module)):
@@ -126,6 +151,8 @@ class Run:
         # reading an attribute such as x.shape costs nothing, and other tools' hooks do it at times of their own
         if self.inside or function in _NEVER_TAPED or getattr(function, "__name__", "") == "__get__":
             return function(*args, **kwargs)
+        if self.carry is not None and (not self.passed or function in _DROPOUTS):
+            self._look_for_checkpointing(_name(function))
         if self.passed:
             if function in _DROPOUTS:
                 return self._dropout(function, args, kwargs)
@@ -283,11 +310,6 @@ _DROPOUTS: set[object] = {
     F.alpha_dropout,
     F.feature_alpha_dropout,
 }
-
-
-def _saved_tensor_hooks() -> object:
-    """What is done to tensors that are saved for backward now; non-reentrant checkpointing is seen by it."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def contents(value: object) -> object:

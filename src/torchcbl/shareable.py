@@ -1,0 +1,75 @@
+"""Saving a loop, and sharing it on the hub."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from torchcbl.adapters import AdapterChoice
+from torchcbl.context import Context
+
+if TYPE_CHECKING:
+    from torchcbl.loop import ContextLoop
+
+
+class Shareable:
+    """What a loop can do with files and the hub; the work is done in `storage` and `hub`."""
+
+    def save(self, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
+        """Write adapters, context and per-step statistics to `folder`; see `torchcbl.storage.save`."""
+        from torchcbl.storage import save
+
+        save(cast("ContextLoop", self), folder, include_backbone=include_backbone)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        include_backbone: bool = False,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+    ) -> str:
+        """Upload what `save` writes and a model card to the Hugging Face hub; see `torchcbl.hub.push_to_hub`."""
+        from torchcbl.hub import push_to_hub
+
+        return push_to_hub(
+            cast("ContextLoop", self),
+            repo_id,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            include_backbone=include_backbone,
+            token=token,
+            endpoint=endpoint,
+        )
+
+    @staticmethod
+    def from_pretrained(
+        source: str | PathLike[str],
+        backbone: nn.Module,
+        *,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+        adapter: AdapterChoice | None = None,
+        context: Context | None = None,
+    ) -> ContextLoop:
+        """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.hub.from_pretrained`."""
+        from torchcbl.hub import from_pretrained
+
+        return from_pretrained(
+            source,
+            backbone,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            endpoint=endpoint,
+            adapter=adapter,
+            context=context,
+        )

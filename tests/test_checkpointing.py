@@ -1,0 +1,102 @@
+"""Gradient checkpointing inside a replayed backbone and around a loop gives the gradients of none at all."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import torchcbl as cbl
+from torchcbl.adapters import Film, Token
+from torchcbl.stages import checkpointing
+
+X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.dropout = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(torch.tanh(self.norm(self.first(x))))
+        rows = x[:, None]
+        return self.last(x + self.attention(rows, rows, rows, need_weights=False)[0][:, 0])
+
+
+class Deep(nn.Module):
+    """Three blocks, the same with and without checkpointing."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.block1, self.block2, self.block3, self.head = Block(), Block(), Block(), nn.Linear(6, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in (self.block1, self.block2, self.block3):
+            x = x + self.through(block, x)
+        return self.head(F.dropout(x, 0.2, self.training))
+
+    def through(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.how == "plain" or not self.training:
+            return block(x)
+        return checkpoint(block, x, use_reentrant=self.how == "reentrant")
+
+
+def gradients(how: str, sites: list[str], **options: object) -> list[Tensor]:
+    torch.manual_seed(1)
+    settings = {"adapter": functools.partial(Film, identity=False), "steps": 3, "cut": "replayed", **options}
+    net = cbl.ContextLoop(Deep(how), sites, X, **settings).train()  # type: ignore[arg-type]
+    torch.manual_seed(2)
+    r = net.refine(X)
+    torch.stack([output.square().sum() for output in r.outputs]).sum().backward()
+    return [r.output, *(p.grad for p in net.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("schedule", ["repropagate", "synchronous"])
+@pytest.mark.parametrize("sites", [["block1", "block2"], ["block2.first", "block3.norm"], ["block1.norm"]])
+def test_checkpointing_inside_changes_nothing(sites: list[str], schedule: str) -> None:
+    plain, checkpointed = (gradients(how, sites, schedule=schedule, alpha=0.2) for how in ("plain", "frames"))
+    assert len(plain) == len(checkpointed)
+    for one, other in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_tokens_are_joined_again() -> None:
+    adapter = functools.partial(Token, identity=False)
+    plain, checkpointed = (gradients(how, ["block1"], adapter=adapter) for how in ("plain", "frames"))
+    for one, other in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"'block2.first' runs under .* use_reentrant=True .* pass use_reentrant=False"
+    ):
+        gradients("reentrant", ["block1"])
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    def checkpoint_hook(tensor: Tensor) -> Tensor:
+        return tensor
+
+    hooks = (checkpoint_hook, checkpoint_hook)
+    with pytest.raises(RuntimeError, match="'block2' runs under torch.utils.checkpoint .* checkpoint the whole loop"):
+        checkpointing.wrap_recomputation(hooks, "block2", lambda recompute: recompute)
+    assert not checkpointing.wrap_recomputation(None, "block2", lambda recompute: recompute)
+
+
+@pytest.mark.parametrize("cut", ["traced", "replayed"])
+def test_checkpointing_around_the_loop_changes_nothing(cut: str) -> None:
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    net = cbl.ContextLoop(backbone, "0", X, functools.partial(Film, identity=False), cut=cut)
+    plain = torch.autograd.grad(net(X).sum(), list(net.parameters()))
+    again = torch.autograd.grad(checkpoint(net, X, use_reentrant=False).sum(), list(net.parameters()))
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(one, other)
