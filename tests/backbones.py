@@ -117,6 +117,66 @@ def sequential() -> nn.Module:
     )
 
 
+class Transformer(nn.Module):
+    """Attention layers of torch's own, without dropout so that torch.fx can be trusted with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.layer1, self.layer2 = (
+            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) for _ in range(2)
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer2(self.layer1(self.embed(x))).mean(1))
+
+
+class Recurrent(nn.Module):
+    """A site that returns a tuple; the batch is on axis 1 inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 6)
+        self.lstm = nn.LSTM(6, 8)
+        self.gru = nn.GRU(8, 4, bidirectional=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, (last, _) = self.lstm(self.embed(x).transpose(0, 1))
+        return self.head(self.gru(h)[0].mean(0) + last[-1])
+
+
+class Dense(nn.Module):
+    """A U-Net with one output per pixel, in a dict, and skips that cross every cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1, stride=2)
+        self.up = nn.Conv2d(8, 6, 3, padding=1)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        first = F.relu(self.down1(x))
+        up = F.interpolate(F.relu(self.up(F.relu(self.down2(first)))), scale_factor=2)
+        return {"out": self.head(torch.cat([up, first], dim=1))}
+
+
+class Tied(nn.Module):
+    """One layer used twice under one name, and weights shared by two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.twice = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.twice(torch.tanh(self.twice(self.embed(x)))))
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(h)))))
+
+
 @dataclass(frozen=True)
 class Case:
     build: Callable[[], nn.Module]
@@ -135,5 +195,9 @@ CASES = {
     "sequential": Case(sequential, ("1", "4"), (3, 8, 8)),
     "branching": Case(BranchingCnn, ("low", "high"), (3, 8, 8), cut="replayed"),
     "skip-across": Case(SkipAcross, ("down", "right", "up"), (6,)),
+    "transformer": Case(Transformer, ("embed", "layer1"), (6, 5)),
+    "lstm": Case(Recurrent, ("embed", "lstm"), (6, 5)),
+    "dense": Case(Dense, ("down1", "down2"), (3, 8, 8)),
+    "tied": Case(Tied, ("embed", "first"), (6,)),
     "positions": Case(Positions, ("embed", "norm"), (7, 5)),
 }

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchcbl as cbl
-from backbones import CASES, Case
+from backbones import CASES, Case, Recurrent, Transformer
 from torchcbl.adapters import ADAPTERS
 from torchcbl.schedules import SCHEDULES
 
@@ -53,13 +53,17 @@ def awaken(net: cbl.ContextLoop) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_family(kind: tuple[Case, str], adapter: str, schedule: str, alpha: float) -> None:
     case, cut = kind
+    if adapter == "token" and case.build is not Transformer:
+        with pytest.raises(ValueError, match=r"no attention layer that torch computes .* runs between it"):
+            build(case, cut, adapter=adapter, allow_dead=False)
+        return
     net = build(case, cut, adapter=adapter, schedule=schedule, alpha=alpha)
     backbone = copy.deepcopy(net.backbone).eval()
     x = case.example()
     assert net.plan.kind == cut
 
     net.eval()
-    reference = backbone(x)
+    reference = output_of(backbone(x))
     for steps in (0, 1, 2, 5):
         for output in net.refine(x, steps=steps).outputs:
             assert torch.equal(output, reference), "the identity start changes the output"
@@ -68,7 +72,8 @@ def test_family(kind: tuple[Case, str], adapter: str, schedule: str, alpha: floa
     outputs = net.refine(x).outputs
     assert torch.equal(outputs[0], reference)
     assert not torch.equal(outputs[-1], reference), "awake adapters leave the output as it was"
-    assert torch.equal(net(x), outputs[-1])
+    assert torch.equal(output_of(net(x)), outputs[-1])
+    assert type(net(x)) is type(backbone(x)), "the loop returns another type than its backbone"
     assert torch.equal(net.refine(x, steps=0).output, reference)
 
     live = [found.live for found in net.audit().adapters]
@@ -83,16 +88,26 @@ def test_family(kind: tuple[Case, str], adapter: str, schedule: str, alpha: floa
     assert all(p.grad is not None for p in net.backbone.parameters())
 
 
+def output_of(returned: object) -> torch.Tensor:
+    output = returned["out"] if isinstance(returned, dict) else returned
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
 def _target(output: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(output.shape[:-1], dtype=torch.long)
+    return torch.zeros(_classes_last(output).shape[:-1], dtype=torch.long)
 
 
 def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
+    return nn.functional.cross_entropy(_classes_last(output).flatten(0, -2), target.flatten())
+
+
+def _classes_last(output: torch.Tensor) -> torch.Tensor:
+    return output.movedim(1, -1) if output.ndim > 3 else output
 
 
 def test_both_cuts_agree(schedule: str) -> None:
-    for name in ("mlp", "residual", "inside-a-block", "sequential", "skip-across", "positions"):
+    for name in (name for name, case in CASES.items() if case.cut == "traced"):
         results = []
         for cut in ("traced", "replayed"):
             net = build(CASES[name], cut, schedule=schedule, alpha=0.2)
@@ -113,7 +128,7 @@ def test_copies_answer_alike(kind: tuple[Case, str], schedule: str, tmp_path: Pa
     awaken(net)
     net.eval()
     x = case.example()
-    expected = net(x)
+    expected = output_of(net(x))
     net.save(str(tmp_path / "whole"), include_backbone=True)
     copies = {
         "deepcopy": copy.deepcopy(net),
@@ -121,11 +136,11 @@ def test_copies_answer_alike(kind: tuple[Case, str], schedule: str, tmp_path: Pa
         "load": cbl.load(str(tmp_path / "whole"), case.build().eval()),
     }
     for how, twin in copies.items():
-        assert torch.equal(twin(x), expected), how
+        assert torch.equal(output_of(twin(x)), expected), how
         with torch.no_grad():
             next(twin.backbone.parameters()).add_(1.0)
-        assert torch.equal(net(x), expected), f"{how} shares weights with the original"
-        assert not torch.equal(twin(x), expected), f"{how} does not run its own backbone"
+        assert torch.equal(output_of(net(x)), expected), f"{how} shares weights with the original"
+        assert not torch.equal(output_of(twin(x)), expected), f"{how} does not run its own backbone"
 
 
 def test_samples_are_independent(kind: tuple[Case, str], schedule: str) -> None:
@@ -161,7 +176,9 @@ def test_the_prefix_runs_once(kind: tuple[Case, str]) -> None:
             net.refine(x, steps=steps)
         total = counter.get_total_flops() / len(x)
         assert total == pytest.approx(audit.flops_first * (1 + steps * share), rel=0.01)
-        positions = case.shape[0] if case.build.__name__ == "Positions" else 1
+        if case.build in (Transformer, Recurrent):  # whose attention and recurrence are not counted by hand here
+            continue
+        positions = {"Positions": case.shape[0], "Dense": 64}.get(case.build.__name__, 1)
         by_hand = audit.flops_first + steps * (audit.flops_first - below + 2 * added * positions)
         assert total == pytest.approx(by_hand, rel=0.01)
 
@@ -191,15 +208,16 @@ def test_threads_may_share_a_net(kind: tuple[Case, str]) -> None:
     awaken(net)
     net.eval()
     inputs = [case.example() + shift for shift in range(4)]
-    expected = [(net(x), net.backbone(x)) for x in inputs]
+    with torch.no_grad():
+        expected = [(output_of(net(x)), output_of(net.backbone(x))) for x in inputs]
     wrong: list[str] = []
 
     def work(index: int) -> None:
         for _ in range(15):
             with torch.no_grad():
-                if not torch.equal(net(inputs[index]), expected[index][0]):
+                if not torch.equal(output_of(net(inputs[index])), expected[index][0]):
                     wrong.append(f"net, input {index}")
-                if not torch.equal(net.backbone(inputs[index]), expected[index][1]):
+                if not torch.equal(output_of(net.backbone(inputs[index])), expected[index][1]):
                     wrong.append(f"backbone, input {index}")
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]

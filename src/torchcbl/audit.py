@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchcbl.calls import Call, evaluating
 from torchcbl.causality import check_causal
+from torchcbl.observation import Unfused
 from torchcbl.schedules import Psi, find_schedule
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _count_flops(net: ContextLoop, call: Call) -> tuple[int, int]:
     """FLOPs of step 0 and of each further step, for the whole batch."""
     totals = []
     for steps in (0, 1):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), Unfused(), FlopCounterMode(display=False) as counter:  # what is fused is not counted
             net.run(call.detached(), steps)
         totals.append(counter.get_total_flops())
     return totals[0], totals[1] - totals[0]

@@ -1,4 +1,4 @@
-"""Saving a loop, and sharing it on the hub."""
+"""Saving a loop, exporting it, and sharing it on the hub."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from torchcbl.adapters import AdapterChoice
+from torchcbl.calls import Example
 from torchcbl.context import Context
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
     from torchcbl.loop import ContextLoop
 
 
@@ -22,6 +27,20 @@ class Shareable:
         from torchcbl.storage import save
 
         save(cast("ContextLoop", self), folder, include_backbone=include_backbone)
+
+    def export(self, example: Example | None = None, *, dynamic_batch: bool = True) -> ExportedProgram:
+        """Export the loop in eval mode, T steps unrolled; see `torchcbl.export.export_program`."""
+        from torchcbl.export import export_program
+
+        return export_program(cast("ContextLoop", self), example, dynamic_batch=dynamic_batch)
+
+    def export_onnx(
+        self, path: str | PathLike[str], example: Example | None = None, *, dynamic_batch: bool = True
+    ) -> Path:
+        """Write the loop in eval mode, T steps unrolled, as an ONNX file; see `torchcbl.export.export_onnx`."""
+        from torchcbl.export import export_onnx
+
+        return export_onnx(cast("ContextLoop", self), path, example, dynamic_batch=dynamic_batch)
 
     def push_to_hub(
         self,

@@ -98,7 +98,7 @@ def build_sites(backbone: nn.Module, names: Sequence[str], call: Call, channel_d
         TypeError: A site's output holds no floating-point tensor.
     """
     for name in names:
-        _check_not_inside_compiled(backbone, name)
+        _check_not_compiled(backbone, name)
     found, seen = _find(backbone, names, call)
     for fault in found.values():
         if isinstance(fault, Exception):
@@ -213,18 +213,20 @@ def _batch_axis(
     return ValueError(f"{what}: no axis is the batch, so it cannot differ by sample. Choose another submodule.")
 
 
-def _check_not_inside_compiled(backbone: nn.Module, name: str) -> None:
+def _check_not_compiled(backbone: nn.Module, name: str) -> None:
+    """Refuse a site inside compiled code, and one that is scripted itself, since Python never sees its call."""
     parts = name.split(".")
-    for end in range(len(parts)):
-        outer, module = ".".join(parts[:end]), backbone.get_submodule(".".join(parts[:end]))
+    for end in range(len(parts) + 1):
+        outer = ".".join(parts[:end])
+        module = backbone if not outer else backbone.get_submodule(outer)
         scripted = isinstance(module, torch.jit.ScriptModule)
-        if scripted or type(module).__name__ == "OptimizedModule":
+        if scripted or (type(module).__name__ == "OptimizedModule" and end < len(parts)):
             how = "scripted (torch.jit)" if scripted else "compiled (torch.compile)"
             way = "the Python module it was made from" if scripted else f"{outer}._orig_mod in its place"
+            where = "is" if end == len(parts) else f"lies inside '{outer or type(backbone).__name__}', which is"
             raise ValueError(
-                f"site '{name}' lies inside '{outer or type(backbone).__name__}', which is {how}: feedback cannot "
-                "enter "
-                f"compiled code. Build the loop with {way}, and compile the loop instead: torch.compile(net)."
+                f"site '{name}' {where} {how}: feedback cannot enter compiled code. Build the loop with {way}, and compile "
+                "the loop instead: torch.compile(net)."
             )
 
 

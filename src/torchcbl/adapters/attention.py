@@ -67,7 +67,7 @@ class Attention(Adapter):
         """Refine h (B, C, ...) or (B, ..., C) by z (B, D) or (B, ..., D); the mask (B, N) is of z's positions."""
         positions = self.flat(h)
         context = z.flatten(1, -2) if z.ndim > 2 else z.unsqueeze(1)
-        tokens = self.expand(context).unflatten(-1, (self.tokens, self.context_dim)).flatten(1, 2)
+        tokens = self.expand(context).reshape(len(z), context.shape[1] * self.tokens, self.context_dim)
         q, k, v = self._split(self.query(positions)), self._split(self.key(tokens)), self._split(self.value(tokens))
         bias = visible(self.site, z, mask, positions.shape[1], self.tokens, q.dtype)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -75,7 +75,7 @@ class Attention(Adapter):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, E) as (B, heads, N, E / heads)."""
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
 
 def visible(site: Site, z: Tensor, mask: Tensor | None, queries: int, tokens: int, dtype: torch.dtype) -> Tensor | None:

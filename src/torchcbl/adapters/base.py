@@ -95,7 +95,7 @@ def mix_channels(weight: Tensor, h: Tensor, channel_dim: int) -> Tensor:
     last = h.movedim(channel_dim, -1)
     if h.ndim > 2 and h.stride(channel_dim) > 1:  # keep h's memory format, on which later roundings depend
         first = h.movedim(channel_dim, 1)
-        return (weight @ first.flatten(2)).unflatten(2, first.shape[2:]).movedim(1, channel_dim)
+        return (weight @ first.flatten(2)).reshape(len(h), len(weight), *first.shape[2:]).movedim(1, channel_dim)
     return F.linear(last, weight).movedim(-1, channel_dim)
 
 
@@ -116,7 +116,7 @@ def resize_grid(values: Tensor, h: Tensor, channel_dim: int) -> Tensor:
         else:
             mode = "bilinear" if len(grid) == 2 else "trilinear"
             first = F.interpolate(first, size=grid, mode=mode, align_corners=False)
-    return first.movedim(1, channel_dim).to(values)  # autocast resizes volumes in float32
+    return first.movedim(1, channel_dim).to(values.dtype)  # autocast resizes volumes in float32
 
 
 AdapterFactory = Callable[[Site, int], nn.Module]

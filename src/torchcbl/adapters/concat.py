@@ -45,4 +45,5 @@ class Concat(Adapter):
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """Refine h (B, C, ...) or (B, ..., C) by z (B, D) or (B, ..., D)."""
-        return mix_channels(self.hidden.weight, h, self.site.channel_dim) + self.per_channel(self.linear(z), h)
+        mixed = mix_channels(self.hidden.weight, h, self.site.channel_dim)
+        return (mixed + self.per_channel(self.linear(z), h)).to(h.dtype)  # which autocast may have lowered

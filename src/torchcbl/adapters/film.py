@@ -40,6 +40,9 @@ class Film(Adapter):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        """Refine h (B, C, ...) or (B, N, C) by z (B, D) or (B, N, D)."""
+        """Refine h (B, C, ...) or (B, ..., C) by z (B, D) or (B, ..., D)."""
         gamma, beta = self.linear(z).chunk(2, dim=-1)
-        return torch.addcmul(self.per_channel(beta, h), h, self.per_channel(1 + gamma, h))
+        shift, scale = self.per_channel(beta, h), self.per_channel(1 + gamma, h)
+        if z.ndim > 2:  # addcmul would take the memory format of the shift, on which later roundings depend
+            return h * scale + shift
+        return torch.addcmul(shift, h, scale)

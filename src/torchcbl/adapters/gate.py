@@ -21,11 +21,11 @@ class Gate(Adapter):
     Args:
         site: Where it stands.
         context_dim: D, the size of z.
-        scale: s, the largest factor; positive.
+        scale: s, the largest factor; positive and finite.
         identity: Whether W and b start at zero, so that h' = h bit for bit when s = 2; else as nn.Linear starts.
 
     Raises:
-        ValueError: `scale` is not positive.
+        ValueError: `scale` is not positive and finite.
 
     Source:
         Fein-Ashley, Contextual Backpropagation Loops, Eq. 4 and section 4.1; the channel gate is that of Hu et al.
@@ -40,8 +40,10 @@ class Gate(Adapter):
 
     def __init__(self, site: Site, context_dim: int, scale: float = 2.0, identity: bool = True) -> None:
         super().__init__(site, context_dim)
-        if not scale > 0:
-            raise ValueError(f"Gate's scale must be positive, got {scale}.")
+        if not 0 < scale < float("inf"):
+            raise ValueError(
+                f"Gate's scale must be positive, got {scale}: expected a finite number above 0, as 2 (the identity)."
+            )
         self.scale = scale
         self.linear = nn.Linear(context_dim, site.channels)
         if identity:
@@ -49,5 +51,5 @@ class Gate(Adapter):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        """Refine h (B, C, ...) or (B, N, C) by z (B, D) or (B, N, D)."""
+        """Refine h (B, C, ...) or (B, ..., C) by z (B, D) or (B, ..., D)."""
         return h * self.per_channel(self.scale * torch.sigmoid(self.linear(z)), h)

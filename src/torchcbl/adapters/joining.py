@@ -44,7 +44,7 @@ class Joined:
                 f"{heads} x {size}: choose a site as wide as the attention and not split into windows, or "
                 "adapter='attention'."
             )
-        keys, values = (x.unflatten(-1, (heads, size)).transpose(1, 2) for x in (self.keys, self.values))
+        keys, values = (x.view(*x.shape[:2], heads, size).transpose(1, 2) for x in (self.keys, self.values))
         bias = self.bias(length, query.dtype)
         found = F.scaled_dot_product_attention(query, keys.to(query), values.to(query), attn_mask=bias, scale=scale)
         return found * self.gate.to(query).view(heads, 1, size)
@@ -83,6 +83,13 @@ def _join_scaled(
     enable_gqa: bool = False,
 ) -> object:
     assert isinstance(output, Tensor)
+    if query.ndim not in (3, 4) or output.shape != query.shape:
+        raise ValueError(
+            f"the token adapter at site '{joined.site}' meets attention of queries {tuple(query.shape)} that returns "
+            f"{tuple(output.shape)}, expected (B, heads, L, d) or (B, L, d) for both: use adapter='attention'."
+        )
+    if query.ndim == 3:
+        return output + joined.attend(query.unsqueeze(1), scale).squeeze(1)
     return output + joined.attend(query, scale)
 
 
@@ -112,7 +119,7 @@ def _join_multi_head(
     assert weight is not None
     batched = query if query.ndim == 3 else query.unsqueeze(1)
     q = F.linear(batched, weight, None if in_proj_bias is None else in_proj_bias[:embed_dim])
-    found = joined.attend(q.unflatten(-1, (num_heads, q.shape[-1] // num_heads)).permute(1, 2, 0, 3), None)
+    found = joined.attend(q.view(*q.shape[:2], num_heads, q.shape[-1] // num_heads).permute(1, 2, 0, 3), None)
     mixed = F.linear(found.permute(2, 0, 1, 3).flatten(2), out_proj_weight)
     return (output[0] + mixed.view_as(output[0]), *output[1:])
 

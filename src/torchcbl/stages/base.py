@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -78,7 +79,12 @@ class Cut(ABC):
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
-        self._tree = [(parent, name, child) for parent in backbone.modules() for name, child in parent._modules.items()]
+        self._tree = [
+            (parent, name, child)
+            for parent in backbone.modules()
+            if not isinstance(parent, torch.jit.ScriptModule)  # which nobody can change
+            for name, child in parent._modules.items()
+        ]
 
     def check_tree(self) -> None:
         """Refuse to run a backbone whose submodules were replaced after it was cut.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from torchcbl.calls import Call, evaluating
 from torchcbl.names import submodules
-from torchcbl.observation import eagerly, observe
+from torchcbl.observation import Unfused, eagerly, observe
 from torchcbl.stages.base import Cut, Plan, tensors_in
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
@@ -93,7 +92,7 @@ def _check_repeatable(backbone: nn.Module, call: Call) -> None:
 
 def _reference(backbone: nn.Module, call: Call, replayed: bool = False) -> list[Tensor]:
     """Return the tensors of the backbone's output, as a replay has to give them if so asked."""
-    mode = _NoFusedInference() if replayed else contextlib.nullcontext()
+    mode = Unfused() if replayed else contextlib.nullcontext()
     with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly(), mode:
         return tensors_in(call.detached().run(backbone))
 
@@ -190,16 +189,3 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _all_same(some: list[Tensor], others: list[Tensor]) -> bool:
     return len(some) == len(others) and all(map(_same, some, others))
-
-
-class _NoFusedInference(TorchFunctionMode):
-    """Switch off torch's fused inference paths (of `nn.TransformerEncoder`), as any mode that sees functions does."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        return func(*args, **(kwargs or {}))

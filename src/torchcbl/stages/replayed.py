@@ -40,7 +40,7 @@ class ReplayedCut(Cut):
         self.copy_all = copy_all
         self.ranks = {backbone.get_submodule(name): rank for rank, name in enumerate(plan.sites)}
         self.source = None if plan.source is None else backbone.get_submodule(plan.source)
-        self.names = {module: name for name, module in backbone.named_modules()}
+        self.names = {module: name for name, module in backbone.named_modules() if not _inside_script(backbone, name)}
         start = plan.sites[plan.start]
         self.start = backbone.get_submodule(start)
         above = {start[:end] for end in range(len(start)) if start[end] == "."} | {""}
@@ -80,6 +80,12 @@ class ReplayedCut(Cut):
         run.execute(call)
         self._replayed = run.ran_after
         return dict.fromkeys(run.written(), ())
+
+
+def _inside_script(backbone: nn.Module, name: str) -> bool:
+    """Say whether a submodule is part of a scripted one, whose parts Python never calls."""
+    outer, _, _ = name.rpartition(".")
+    return bool(outer) and isinstance(backbone.get_submodule(outer), torch.jit.ScriptModule)
 
 
 @functools.cache

@@ -80,7 +80,9 @@ def _drops_inside(module: nn.Module) -> bool:
     if not type(module).__module__.startswith("torch.nn") or isinstance(module, containers) or is_dropout(module):
         return False
     own = getattr(module, "dropout", 0.0)
-    return (isinstance(own, float) and own > 0) or any(is_dropout(part) for part in module.modules())
+    return (isinstance(own, float) and own > 0) or any(
+        is_dropout(part) and getattr(part, "p", 1.0) > 0 for part in module.modules()
+    )
 
 
 def _check_arguments(backbone: nn.Module, pattern: tuple[int, tuple[str, ...]]) -> dict[str, object]:

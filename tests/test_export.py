@@ -1,0 +1,134 @@
+"""torch.export at fixed T, ONNX run in onnxruntime, and torch.compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchcbl as cbl
+from backbones import CASES, Case
+from hub_models import MODELS
+from torchcbl.adapters import ADAPTERS
+from torchcbl.export import export_onnx, export_program
+
+
+def awake(net: cbl.ContextLoop) -> cbl.ContextLoop:
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in net.adapters.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return net.eval()
+
+
+def build(case: Case, cut: str, adapter: str = "film") -> cbl.ContextLoop:
+    torch.manual_seed(3)
+    return awake(
+        cbl.ContextLoop(
+            case.build(), case.sites, case.example(), adapter, cbl.Context(dim=5), cut=cut, steps=3, allow_dead=True
+        )
+    )
+
+
+def run_onnx(path: Path, inputs: list[Tensor]) -> list[Tensor]:
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+    feeds = {given.name: value.numpy() for given, value in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(value) for value in session.run(None, feeds)]
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "adapter"),
+    [
+        *(("residual", "traced", adapter) for adapter in ADAPTERS if adapter != "token"),
+        *(("transformer", cut, adapter) for cut in ("traced", "replayed") for adapter in ("film", "token")),
+        ("residual", "replayed", "film"),
+        ("positions", "traced", "film"),
+        ("dense", "traced", "film"),
+        ("lstm", "traced", "film"),
+    ],
+)
+def test_exported_loops_agree(name: str, cut: str, adapter: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    case = CASES[name]
+    net = build(case, cut, adapter)
+    path = export_onnx(net, tmp_path / "net.onnx", case.example())
+    for batch in (1, 3, 7):
+        x = case.example(batch)
+        expected = net.refine(x).output
+        torch.testing.assert_close(run_onnx(path, [x])[0], expected, rtol=0, atol=1e-5)
+    program = net.export().module()
+    torch.testing.assert_close(program(x), net(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ViT", "BERT", "ConvNeXt"])
+def test_exported_transformers_agree(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = MODELS[name]
+    net = awake(cbl.ContextLoop(model.build(), model.sites, model.batch(2), context=cbl.Context(dim=5)))
+    path = net.export_onnx(tmp_path / "net.onnx", model.batch(2))
+    for batch in (1, 5):
+        inputs = model.batch(batch)
+        expected = net(**inputs).logits
+        torch.testing.assert_close(run_onnx(path, list(inputs.values()))[0], expected, rtol=0, atol=1e-5)
+
+
+class FixesTheBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(3, -1) if x.shape[0] == 3 else x
+
+
+class Decides(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+def around(odd: nn.Module) -> cbl.ContextLoop:
+    return cbl.ContextLoop(nn.Sequential(nn.Linear(6, 8), odd, nn.Linear(8, 4)), "0", torch.ones(3, 6), cut="replayed")
+
+
+def test_what_cannot_be_exported_is_named() -> None:
+    x = torch.ones(3, 6)
+    with pytest.raises(ValueError, match=r"because of 'backbone\.1': .*dynamic_batch=False"):
+        export_program(around(FixesTheBatch()), x)
+    fixed = export_program(around(FixesTheBatch()), x, dynamic_batch=False)
+    assert fixed.module()(x).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"because of 'backbone\.1': .*take what depends on the values of tensors"):
+        export_program(around(Decides()), x, dynamic_batch=False)
+
+
+def test_export_leaves_the_loop_as_it_was() -> None:
+    net = around(nn.ReLU()).train()
+    net.export()
+    assert all(module.training for module in net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+def test_a_traced_loop_compiles_without_a_graph_break(adapter: str) -> None:
+    case = CASES["transformer" if adapter == "token" else "residual"]
+    net = build(case, "traced", adapter)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = case.example()
+    torch.testing.assert_close(compiled(x), net(x))
+    net.train()
+    torch.manual_seed(0)
+    compiled(x).square().sum().backward()
+    grads = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    torch.manual_seed(0)
+    net(x).square().sum().backward()
+    for one, other in zip(grads, (p.grad for p in net.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_replayed_loop_runs_compiled() -> None:
+    case = CASES["transformer"]
+    net = build(case, "replayed")
+    compiled = torch.compile(net, backend="aot_eager")
+    torch.testing.assert_close(compiled(case.example()), net(case.example()))
