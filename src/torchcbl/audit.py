@@ -259,7 +259,8 @@ def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.M
         gradients = []
         for index, adapter in enumerate(adapters):
             wanted: list[Tensor] = [p for p in adapter.parameters() if p.requires_grad] or [probes[index]]
-            found = torch.autograd.grad(projection, wanted, retain_graph=True, allow_unused=True)
+            reached = projection.requires_grad  # else nothing that is trained leads to the output
+            found = torch.autograd.grad(projection, wanted, retain_graph=True, allow_unused=True) if reached else ()
             gradients.append(max((_largest(g) for g in found if g is not None), default=0.0))
     return gradients
 

@@ -170,7 +170,8 @@ def _fault(name: str, observed: Observation) -> Exception | None:
     if not observed.had_gradients:
         return ValueError(
             f"site '{name}' runs under torch.no_grad in the backbone's forward, so no adapter there could be trained: "
-            "choose a site outside of it, or take the no_grad out of the backbone and call net.freeze_backbone(). (Where it "
+            "choose a site outside of it, or take the no_grad out of the backbone and call net.freeze_backbone(). "
+            "(Where it "
             "is torch.utils.checkpoint that does this, pass it use_reentrant=False.)"
         )
     layout = find_layout(observed.output)
@@ -225,7 +226,8 @@ def _check_not_compiled(backbone: nn.Module, name: str) -> None:
             way = "the Python module it was made from" if scripted else f"{outer}._orig_mod in its place"
             where = "is" if end == len(parts) else f"lies inside '{outer or type(backbone).__name__}', which is"
             raise ValueError(
-                f"site '{name}' {where} {how}: feedback cannot enter compiled code. Build the loop with {way}, and compile "
+                f"site '{name}' {where} {how}: feedback cannot enter compiled code. Build the loop with {way}, and "
+                "compile "
                 "the loop instead: torch.compile(net)."
             )
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from torchcbl.calls import Call, evaluating
 from torchcbl.names import submodules
@@ -72,7 +73,7 @@ def _check_repeatable(backbone: nn.Module, call: Call) -> None:
     fresh = call.detached()
     before = [value._version for value in tensors_in(fresh.values())]
     first, again = observe(backbone, names, fresh), observe(backbone, names, call.detached())
-    outputs = [_reference(backbone, call) for _ in range(2)]
+    outputs = [tensors_in(_reference(backbone, call)) for _ in range(2)]
     if [value._version for value in tensors_in(fresh.values())] != before:
         raise ValueError(
             f"{type(backbone).__name__} writes into its input, which every step needs as it was: replace the write "
@@ -90,11 +91,11 @@ def _check_repeatable(backbone: nn.Module, call: Call) -> None:
         )
 
 
-def _reference(backbone: nn.Module, call: Call, replayed: bool = False) -> list[Tensor]:
-    """Return the tensors of the backbone's output, as a replay has to give them if so asked."""
+def _reference(backbone: nn.Module, call: Call, replayed: bool = False) -> object:
+    """Return the backbone's output, as a replay has to give it if so asked."""
     mode = Unfused() if replayed else contextlib.nullcontext()
     with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly(), mode:
-        return tensors_in(call.detached().run(backbone))
+        return call.detached().run(backbone)
 
 
 def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, dict[str, nn.Module]]:
@@ -113,7 +114,9 @@ def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, dict[str, n
             if plan.kind != "traced":
                 raise
             raise NotTraceable(f"its traced graph does not run: {error}") from error
-    if not all(_all_same(tensors_in(output), expected) for output in outputs):
+    if any(pytree.tree_structure(output) != pytree.tree_structure(expected) for output in outputs):
+        raise NotTraceable("its traced graph returns another type")
+    if not all(_all_same(tensors_in(output), tensors_in(expected)) for output in outputs):
         raise NotTraceable("its traced graph gives other numbers")
     if plan.kind == "traced":
         _check_gradients(backbone, cut, call)
