@@ -3,8 +3,9 @@
     python benchmarks/overhead.py [--pairs 30] [--json FILE]
 
 Both sides compute the same numbers (checked first). They run in turn, A B B A A B ..., so that a drift of the
-machine's speed falls on both; the ratio is taken pair by pair. Printed: the median ratio with its quartiles, and
-milliseconds; last, what importing costs.
+machine's speed falls on both; the ratio is taken pair by pair. Measured is the processor time of this process, which
+on one thread is what it would take on an idle machine. Printed: the median ratio with its quartiles, and milliseconds;
+last, what importing costs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 
 import torchcbl as cbl
 from torchcbl.lab.networks import StandardCNN
+
+ByHand = Callable[[cbl.ContextLoop, Tensor, int], list[Tensor]]
+NETWORKS = ["MLP", "CNN", "ViT", "LSTM", "MLP, replayed", "CNN, replayed", "ViT, replayed", "LSTM, replayed"]
 
 
 class Mlp(nn.Module):
@@ -96,14 +100,96 @@ def cnn_by_hand(net: cbl.ContextLoop, x: Tensor, steps: int) -> list[Tensor]:
     return outputs
 
 
-def build(name: str) -> tuple[cbl.ContextLoop, Callable[[cbl.ContextLoop, Tensor, int], list[Tensor]], Tensor]:
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+        x = x + self.out(attended)
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """A small vision transformer: 4 x 4 patches of 32 x 32 images."""
+
+    def __init__(self, width: int = 128, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class Recurrent(nn.Module):
+    """Two LSTMs; the first returns its outputs and states."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.lower, self.upper = nn.LSTM(32, width, batch_first=True), nn.LSTM(width, width, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.upper(self.lower(x)[0])[0][:, -1])
+
+
+def film_last(linear: nn.Linear, h: Tensor, z: Tensor) -> Tensor:
+    gamma, beta = linear(z)[:, None].chunk(2, dim=-1)
+    return torch.addcmul(beta, h, 1 + gamma)
+
+
+def vit_by_hand(net: cbl.ContextLoop, x: Tensor, steps: int) -> list[Tensor]:
+    b: ViT = net.backbone
+    adapters = [adapter.linear for adapter in net.adapters.values()]
+    first = b.blocks[0](b.patches(x).flatten(2).transpose(1, 2))
+    h = first
+    for block in b.blocks[1:]:
+        h = block(h)
+    outputs = [b.head(b.norm(h).mean(1))]
+    for _ in range(steps):
+        z = net.context.map(outputs[-1])
+        h = b.blocks[1](film_last(adapters[0], first, z))
+        h = film_last(adapters[1], b.blocks[2](h), z)
+        outputs.append(b.head(b.norm(b.blocks[3](h)).mean(1)))
+    return outputs
+
+
+def lstm_by_hand(net: cbl.ContextLoop, x: Tensor, steps: int) -> list[Tensor]:
+    b: Recurrent = net.backbone
+    (adapter,) = (adapter.linear for adapter in net.adapters.values())
+    h = b.lower(x)[0]
+    outputs = [b.head(b.upper(h)[0][:, -1])]
+    for _ in range(steps):
+        new = film_last(adapter, h, net.context.map(outputs[-1]))
+        outputs.append(b.head(b.upper(new)[0][:, -1]))
+    return outputs
+
+
+def build(name: str) -> tuple[cbl.ContextLoop, ByHand, Tensor]:
     torch.manual_seed(0)
-    if name == "MLP":
-        x, backbone, sites, by_hand = torch.randn(128, 512), Mlp(), ["layer1", "layer2", "layer3"], mlp_by_hand
-    else:
-        x, backbone, by_hand = torch.randn(128, 3, 32, 32), StandardCNN(num_classes=10), cnn_by_hand
-        sites = ["block1", "block2", "block3"]
-    net = cbl.ContextLoop(backbone, sites, x[:2], steps=8)
+    images = torch.randn(32, 3, 32, 32)
+    network, _, replayed = name.partition(", ")
+    cases: dict[str, tuple[nn.Module, list[str], ByHand, Tensor]] = {
+        "MLP": (Mlp(), ["layer1", "layer2", "layer3"], mlp_by_hand, torch.randn(128, 512)),
+        "CNN": (StandardCNN(num_classes=10), ["block1", "block2", "block3"], cnn_by_hand, images.repeat(4, 1, 1, 1)),
+        "ViT": (ViT(), ["blocks.0", "blocks.2"], vit_by_hand, images),
+        "LSTM": (Recurrent(), ["lower"], lstm_by_hand, torch.randn(64, 32, 32)),
+    }
+    backbone, sites, by_hand, x = cases[network]
+    net = cbl.ContextLoop(backbone, sites, x[:2], steps=8, cut=replayed or "traced")
     return net, by_hand, x
 
 
@@ -121,9 +207,9 @@ def measure(ours: Callable[[], object], by_hand: Callable[[], object], pairs: in
         order = (ours, by_hand) if pair % 2 == 0 else (by_hand, ours)
         seconds = []
         for side in order:
-            begin = time.perf_counter()
+            begin = time.process_time()
             side()
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
         times.append((seconds[0], seconds[1]) if pair % 2 == 0 else (seconds[1], seconds[0]))
     ratios = [a / b for a, b in times]
     low, median, high = statistics.quantiles(ratios, n=4)
@@ -165,20 +251,22 @@ def import_seconds(statement: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=30, help="timed pairs per row (default 30)")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="which ones (default: all)")
+    parser.add_argument("--steps", nargs="+", type=int, default=[0, 2, 8], help="T (default: 0 2 8)")
     parser.add_argument("--json", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {platform.machine()}, 1 thread, batch 128, float32")
-    print(f"{'':4}{'':8}{'T':>3}  {'ratio':>6}  {'quartiles':>15}  {'ours':>9}  {'by hand':>9}")
+    print(f"torch {torch.__version__}, {platform.machine()}, 1 thread, float32")
+    print(f"{'':16}{'':8}{'T':>3}  {'ratio':>6}  {'quartiles':>15}  {'ours':>9}  {'by hand':>9}")
     rows = []
-    for name in ("MLP", "CNN"):
+    for name in arguments.networks:
         for what in ("refine", "train"):
-            for steps in (0, 2, 8):
+            for steps in arguments.steps:
                 row = run_case(name, steps, what, arguments.pairs)
                 rows.append({"network": name, "what": what, "steps": steps, "pairs": arguments.pairs, **row})
                 spread = f"{row['quartile_low']:.3f} to {row['quartile_high']:.3f}"
                 times = f"{row['ours_ms']:7.2f}ms  {row['by_hand_ms']:7.2f}ms"
-                print(f"{name:4}{what:8}{steps:>3}  {row['ratio']:6.3f}  {spread:>15}  {times}", flush=True)
+                print(f"{name:16}{what:8}{steps:>3}  {row['ratio']:6.3f}  {spread:>15}  {times}", flush=True)
     torch_alone, all_names = import_seconds("import torch"), import_seconds("import torch; from torchcbl import *")
     print(f"import: torch {torch_alone:.2f} s, every name of torchcbl adds {all_names - torch_alone:.3f} s")
     if arguments.json:

@@ -51,6 +51,10 @@ class Roller:
 
     def run(self, cut: Cut, steps: int, measure: bool) -> Rollout:
         """Run step 0 and then T steps, T at least 1; measure residuals where they cannot be told from the outputs."""
+        with cut.session():
+            return self._run(cut, steps, measure)
+
+    def _run(self, cut: Cut, steps: int, measure: bool) -> Rollout:
         alpha, order = self.net.config.alpha, find_schedule(self.net.config.schedule)
         read = self.net.output_layout.read
         first = cut.first(self.call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -111,6 +112,10 @@ class Cut(ABC):
     @abstractmethod
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
         """Run an example and find what is written in place after it was kept, for `Plan.writes`."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Return a context to hold over the steps of one call, for what they would else set up one by one."""
+        return nullcontext()
 
     @abstractmethod
     def first(self, call: Call) -> FirstPass:

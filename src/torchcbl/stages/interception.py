@@ -7,12 +7,12 @@ but only while some thread is inside a replayed call, and it passes the calls of
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 if TYPE_CHECKING:
     from torchcbl.stages.replay import Run
@@ -26,17 +26,35 @@ class FunctionMode(TorchFunctionMode):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
+        self.inside = False
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Enter the mode; it may be left before the end."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave the mode, unless another has been entered since, which then leaves first."""
+        if self.inside and _get_current_function_mode() is self:  # type: ignore[no-untyped-call]
+            self.inside = False
+            self.__exit__(None, None, None)
 
     def __torch_function__(
         self,
         func: Function,
         types: Sequence[type],
         args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        kwargs: dict[str, object] | None = None,
     ) -> object:
-        return self.run.call_function(func, args, dict(kwargs or {}))
+        return self.run.call_function(func, args, kwargs or _NOTHING)
 
 
+_NOTHING: dict[str, object] = {}
 _thread = threading.local()
 _lock = threading.Lock()
 _users: dict[nn.Module, int] = {}
@@ -53,23 +71,42 @@ def activated(run: Run) -> Iterator[None]:
         _thread.run = outer
 
 
+_groups: dict[int, int] = {}
+
+
 @contextmanager
-def intercepting(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Give modules an interceptor for as long as some thread needs it; calls of other threads pass through."""
+def intercepting(modules: frozenset[nn.Module]) -> Iterator[None]:
+    """Give modules an interceptor for as long as some thread needs it; calls of other threads pass through.
+
+    Entering it again for the same set, as each step of a call does, costs next to nothing.
+    """
     with _lock:
-        for module in modules:
-            if _users.setdefault(module, 0) == 0:
-                module.__dict__["forward"] = _Interceptor(module, module.__dict__.get("forward"))
-            _users[module] += 1
+        _groups[id(modules)] = _groups.get(id(modules), 0) + 1
+        if _groups[id(modules)] == 1:
+            _install(modules)
     try:
         yield
     finally:
         with _lock:
-            for module in modules:
-                _users[module] -= 1
-                if _users[module] == 0:
-                    del _users[module]
-                    module.__dict__["forward"].restore()
+            _groups[id(modules)] -= 1
+            if _groups[id(modules)] == 0:
+                del _groups[id(modules)]
+                _remove(modules)
+
+
+def _install(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        if _users.setdefault(module, 0) == 0:
+            module.__dict__["forward"] = _Interceptor(module, module.__dict__.get("forward"))
+        _users[module] += 1
+
+
+def _remove(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        _users[module] -= 1
+        if _users[module] == 0:
+            del _users[module]
+            module.__dict__["forward"].restore()
 
 
 class _Interceptor:

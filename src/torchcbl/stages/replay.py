@@ -59,6 +59,7 @@ class Run:
     inside: int = 0  # depth of modules whose inner calls are not taped one by one
     position: int = 0  # in the tape, of a rerun
     masks_used: int = 0
+    mode: FunctionMode = field(init=False)
 
     def execute(self, call: Call) -> object:
         """Call the backbone with interceptors in place."""
@@ -73,12 +74,24 @@ class Run:
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
-        with intercepting(self.cut.intercepted), activated(self), FunctionMode(self):
+        self.mode = FunctionMode(self)
+        with intercepting(self.cut.intercepted), activated(self), self.mode.entered():
             yield
+
+    def _pass_start(self) -> None:
+        """Note that the start site has finished; from here on functions need not be seen if nothing depends on it."""
+        self.passed = True
+        if self.cut.sees_functions or self.watch:
+            return
+        drops = bool(self.carry.masks) if self.carry is not None else any(m.training for m in self.cut.names)
+        if not drops:
+            self.mode.leave()
 
     def _look_for_checkpointing(self, name: str) -> None:
         """See to it that a checkpointed region is computed again as it is now: at this step, with these masks."""
-        if self.had_gradients and not torch.is_grad_enabled():
+        if not self.had_gradients:
+            return
+        if not torch.is_grad_enabled():
             check_not_reentrant(name)
         hooks = saved_tensor_hooks()
         if hooks == self.hooks:
@@ -179,12 +192,12 @@ class Run:
         if self.carry is not None:
             if self.position != len(self.carry.tape):
                 raise RuntimeError(self._lost("reached its lowest site by another path"))
-            self.passed = True
+            self._pass_start()
             return self._visit(start, self.raw[start], self.carry.start_returned)
         self.inside += 1
         output = forward(*args, **kwargs)
         self.inside -= 1
-        self.passed = True
+        self._pass_start()
         for index, (caller, value) in enumerate(self.tape):
             self.tape[index] = (caller, self._keep(f"tape {index}", value))
         self.start_returned = contents(output)

@@ -11,14 +11,17 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit
+from torchcbl.stages.interception import intercepting
 from torchcbl.stages.replay import Carry, Run
-from torchcbl.step_norm import StepNorm
+from torchcbl.step_norm import StepNorm, has_own_forward
 
 
 class ReplayedCut(Cut):
@@ -40,14 +43,16 @@ class ReplayedCut(Cut):
         self.copy_all = copy_all
         self.ranks = {backbone.get_submodule(name): rank for rank, name in enumerate(plan.sites)}
         self.source = None if plan.source is None else backbone.get_submodule(plan.source)
-        self.names = {module: name for name, module in backbone.named_modules() if not _inside_script(backbone, name)}
+        named = [(name, module) for name, module in backbone.named_modules() if not _inside_script(backbone, name)]
+        self.names = {module: name for name, module in named}
         start = plan.sites[plan.start]
         self.start = backbone.get_submodule(start)
         above = {start[:end] for end in range(len(start)) if start[end] == "."} | {""}
         self.around = {module for module, name in self.names.items() if name in above}
         """The modules that the start site is inside of: they run at every step, but for what finished within them."""
         watched = {*self.ranks, self.source}
-        self.intercepted = {module for module in self.names if module not in self.around or module in watched}
+        self.intercepted = frozenset(m for m in self.names if m not in self.around or m in watched)
+        self.sees_functions = any(_needs_functions(module) for module in self.names)
         self._replayed: dict[str, nn.Module] = {}
 
     def replayed_modules(self) -> dict[str, nn.Module]:
@@ -57,6 +62,10 @@ class ReplayedCut(Cut):
     def copies(self, key: str) -> bool:
         """Say whether a kept value is written in place later, so that a copy must be kept."""
         return self.copy_all or key in self.plan.writes
+
+    def session(self) -> AbstractContextManager[None]:
+        """Hold the interceptors over the steps of a call; see `Cut.session`."""
+        return nullcontext() if torch.compiler.is_compiling() else intercepting(self.intercepted)
 
     def first(self, call: Call) -> FirstPass:
         """Run step 0; see `Cut.first`."""
@@ -80,6 +89,17 @@ class ReplayedCut(Cut):
         run.execute(call)
         self._replayed = run.ran_after
         return dict.fromkeys(run.written(), ())
+
+
+def _needs_functions(module: nn.Module) -> bool:
+    """Say whether torch functions must be seen after the start site too, whatever was dropped out.
+
+    A batch norm that does more than that normalises by function; attention of torch's own computes otherwise, by a fused
+    path, where nobody watches.
+    """
+    if isinstance(module, _BatchNorm):
+        return has_own_forward(module)
+    return isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
 
 
 def _inside_script(backbone: nn.Module, name: str) -> bool:
