@@ -461,3 +461,24 @@ def test_numbers_of_numpy_are_numbers() -> None:
     numpy = pytest.importorskip("numpy")
     net = cbl.ContextLoop(Nest(), "b", X, steps=numpy.int64(2), alpha=numpy.float32(0.5))
     assert len(net.refine(X, steps=numpy.int64(3)).outputs) == 4
+
+
+@pytest.mark.parametrize("site", ["b", "b.0", "head"])
+def test_what_hooks_compute_is_none_of_the_backbone_s(site: str) -> None:
+    backbone = Nest()
+    seen: list[float] = []
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(float(output.detach().abs().mean()))
+        return output * 1.5 + torch.ones(1)
+
+    for module in (backbone.b[0], backbone.b):
+        module.register_forward_hook(hook)
+    backbone.b[2].register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+    net = cbl.ContextLoop(backbone, site, X, AWAKE, allow_dead=site == "head").eval()
+    seen.clear()
+    r = net.refine(X, steps=3)
+    assert len(seen) == 2 + {"b": 3, "b.0": 6, "head": 0}[site], (
+        "hooks below the site run once, those above at each step"
+    )
+    torch.testing.assert_close(r.outputs[0], backbone(X), rtol=0, atol=0)

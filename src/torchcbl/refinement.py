@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -30,6 +31,7 @@ class Status(IntEnum):
     """An output of this sample holds NaN or infinity."""
 
 
+@dataclass(init=False, repr=False, eq=False)  # DDP and FSDP2 find the tensors in one
 class Refinement:
     """The outcome of `net.refine(x)`.
 
@@ -46,6 +48,9 @@ class Refinement:
         >>> r.status.tolist() == [Status.converged] * 2
         True
     """
+
+    outputs: tuple[Tensor, ...]
+    returned: object
 
     def __init__(
         self, outputs: Sequence[Tensor], residuals: Tensor | None = None, returned: object | None = None

@@ -38,9 +38,11 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
         include_backbone: Whether to write the backbone's own weights too, as `backbone.safetensors`.
 
     Raises:
+        ValueError: The loop is sharded (FSDP2), so that this process holds only a part of each tensor.
         ImportError: safetensors is not installed.
         OSError: The folder cannot be written.
     """
+    _check_whole(net)
     target = Path(folder)
     added = added_state(net)
     manifest = make_manifest(net, inventory(added), include_backbone)
@@ -119,6 +121,16 @@ def load(
     if weights is not None:  # last, so that whatever is refused leaves the backbone as it was
         backbone.load_state_dict(weights)
     return net
+
+
+def _check_whole(net: ContextLoop) -> None:
+    for name, value in net.state_dict().items():
+        if hasattr(value, "full_tensor"):  # a DTensor, whose class takes half a second to import
+            raise ValueError(
+                f"'{name}' is sharded over processes: gather the whole with torch.distributed.checkpoint.state_dict."
+                "get_model_state_dict(net, options=StateDictOptions(full_state_dict=True, cpu_offload=True)) on all of "
+                "them, load it into a loop built in the same way, and save that on rank 0."
+            )
 
 
 def added_state(net: ContextLoop) -> dict[str, Tensor]:

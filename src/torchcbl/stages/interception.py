@@ -1,7 +1,8 @@
 """Handing a backbone's calls to the run of the thread they are made in.
 
 Torch functions come through a mode, which torch keeps per thread. Modules carry an interceptor in place of `forward`,
-but only while some thread is inside a replayed call, and it passes the calls of all other threads through.
+and of the whole call where they have hooks, but only while some thread is inside a replayed call, and it passes the
+calls of all other threads through.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ _NOTHING: dict[str, object] = {}
 _thread = threading.local()
 _lock = threading.Lock()
 _users: dict[nn.Module, int] = {}
+_interceptors: dict[nn.Module, _Interceptor] = {}
 
 
 @contextmanager
@@ -97,7 +100,7 @@ def intercepting(modules: frozenset[nn.Module]) -> Iterator[None]:
 def _install(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         if _users.setdefault(module, 0) == 0:
-            module.__dict__["forward"] = _Interceptor(module, module.__dict__.get("forward"))
+            _interceptors[module] = _Interceptor(module)
         _users[module] += 1
 
 
@@ -106,26 +109,44 @@ def _remove(modules: Iterable[nn.Module]) -> None:
         _users[module] -= 1
         if _users[module] == 0:
             del _users[module]
-            module.__dict__["forward"].restore()
+            _interceptors.pop(module).restore()
 
 
 class _Interceptor:
-    """Stands in for a module's `forward` and asks the thread's run, if there is one that knows the module."""
+    """Stands in for a module's `forward` and asks the thread's run, if there is one that knows the module.
 
-    def __init__(self, module: nn.Module, replaced: object) -> None:
+    Where the module has hooks, it also stands in for the call that runs them and, between them, `forward`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.replaced = replaced
         self.forward: Function = module.forward
+        self.call: Function = module._call_impl
+        global_hooks = _has_any_global_hook()  # type: ignore[no-untyped-call]
+        self.hooked = bool(module._forward_hooks or module._forward_pre_hooks or global_hooks)
+        stand_ins = {"forward": self.call_forward, **({"_call_impl": self.call_all} if self.hooked else {})}
+        self.replaced = {name: module.__dict__.get(name) for name in stand_ins}
+        module.__dict__.update(stand_ins)
 
-    def __call__(self, *args: object, **kwargs: object) -> object:
+    def call_forward(self, *args: object, **kwargs: object) -> object:
+        """Stand in for `forward`."""
         run: Run | None = getattr(_thread, "run", None)
         if run is None or self.module not in run.cut.intercepted:
             return self.forward(*args, **kwargs)
-        return run.call_module(self.module, self.forward, args, kwargs)
+        answer = run.call_between_hooks if self.hooked else run.call_module
+        return answer(self.module, self.forward, args, kwargs)
+
+    def call_all(self, *args: object, **kwargs: object) -> object:
+        """Stand in for the hooks and `forward`."""
+        run: Run | None = getattr(_thread, "run", None)
+        if run is None or self.module not in run.cut.intercepted:
+            return self.call(*args, **kwargs)
+        return run.call_with_hooks(self.module, self.call, args, kwargs)
 
     def restore(self) -> None:
-        """Give the module back the forward it had."""
-        if self.replaced is None:
-            del self.module.__dict__["forward"]
-        else:
-            self.module.__dict__["forward"] = self.replaced
+        """Give the module back what it had."""
+        for name, before in self.replaced.items():
+            if before is None:
+                del self.module.__dict__[name]
+            else:
+                self.module.__dict__[name] = before

@@ -57,6 +57,7 @@ class Run:
     ran_after: dict[str, nn.Module] = field(default_factory=dict)
     passed: bool = False  # the start site has finished
     inside: int = 0  # depth of modules whose inner calls are not taped one by one
+    hooking: bool = False  # a module's hooks are running, whose calls are none of the backbone's
     position: int = 0  # in the tape, of a rerun
     masks_used: int = 0
     mode: FunctionMode = field(init=False)
@@ -126,10 +127,34 @@ class Run:
             raise RuntimeError(self._lost(f"did not run site '{missing[0]}'"))
         return tuple(self.states[rank] for rank in range(len(self.states)))
 
+    def call_with_hooks(
+        self, module: nn.Module, call: Function, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Answer the call of a module with hooks, in which other tools work: FSDP2 gathers the weights there."""
+        if self.passed or self.inside:
+            return call(*args, **kwargs)
+        if module not in self.cut.around and module not in self.cut.watched:
+            return self.call_module(module, call, args, kwargs)  # taped as a whole, so that its hooks run once
+        hooking, self.hooking = self.hooking, True
+        output = call(*args, **kwargs)
+        self.hooking = hooking
+        return output
+
+    def call_between_hooks(
+        self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Answer the call of such a module's forward."""
+        hooking, self.hooking = self.hooking, False
+        output = self.call_module(module, forward, args, kwargs)
+        self.hooking = hooking
+        return output
+
     def call_module(
         self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         """Answer a call of a submodule."""
+        if module in self.cut.only_around:
+            return forward(*args, **kwargs)
         if self.carry is not None:
             self._look_for_checkpointing(self.cut.names[module])
         if self.passed or module in self.cut.around:
@@ -162,7 +187,7 @@ class Run:
     def call_function(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Answer a call of a torch function."""
         # reading an attribute such as x.shape costs nothing, and other tools' hooks do it at times of their own
-        if self.inside or function in _NEVER_TAPED or getattr(function, "__name__", "") == "__get__":
+        if self.inside or self.hooking or function in _NEVER_TAPED or getattr(function, "__name__", "") == "__get__":
             return function(*args, **kwargs)
         if self.carry is not None and (not self.passed or function in _DROPOUTS):
             self._look_for_checkpointing(_name(function))

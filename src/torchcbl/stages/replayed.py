@@ -50,8 +50,9 @@ class ReplayedCut(Cut):
         above = {start[:end] for end in range(len(start)) if start[end] == "."} | {""}
         self.around = {module for module, name in self.names.items() if name in above}
         """The modules that the start site is inside of: they run at every step, but for what finished within them."""
-        watched = {*self.ranks, self.source}
-        self.intercepted = frozenset(m for m in self.names if m not in self.around or m in watched)
+        self.watched = {*self.ranks, self.source}
+        self.only_around = self.around - self.watched
+        self.intercepted = frozenset(self.names)
         self.sees_functions = any(_needs_functions(module) for module in self.names)
         self._replayed: dict[str, nn.Module] = {}
 
@@ -94,8 +95,8 @@ class ReplayedCut(Cut):
 def _needs_functions(module: nn.Module) -> bool:
     """Say whether torch functions must be seen after the start site too, whatever was dropped out.
 
-    A batch norm that does more than that normalises by function; attention of torch's own computes otherwise, by a fused
-    path, where nobody watches.
+    A batch norm that does more than that normalises by function; attention of torch's own computes otherwise, by a
+    fused path, where nobody watches.
     """
     if isinstance(module, _BatchNorm):
         return has_own_forward(module)
