@@ -2,15 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ZOO ?= .venv-zoo
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint tables benchmark clean
+.PHONY: help demo test test-zoo lint tables benchmark clean
 help:
 	@echo "make demo       set up, compare a network with and without feedback on real digits, leave report.html"
 	@echo "make test       set up, run all tests (TORCHCBL_DATA=DIR adds those on real CIFAR-10)"
+	@echo "make test-zoo   the networks of timm and torchvision, in an environment of their own (several GB)"
 	@echo "make lint       formatting, lint and types"
-	@echo "make tables     write the README's tables anew from results/"
+	@echo "make tables     write the tables of README and docs anew from results/"
 	@echo "make benchmark  the loop's overhead against the same computation written by hand"
 
 $(VENV)/bin/python:
@@ -32,6 +34,14 @@ demo: $(VENV)/.lab
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --quiet
 
+$(ZOO)/.ready: pyproject.toml constraints-zoo.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --constraint constraints-zoo.txt --editable '.[zoo]'
+	@touch $@
+
+test-zoo: $(ZOO)/.ready
+	$(ZOO)/bin/python -m pytest tests/zoo --numprocesses $(JOBS) --quiet
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,9 +49,11 @@ lint: $(VENV)/.dev
 
 tables: $(VENV)/.lab
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/adapter_costs.py
+	$(BIN)/python docs/model_table.py render
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) runs report.html
+	rm -rf $(VENV) $(ZOO) runs report.html
