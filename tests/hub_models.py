@@ -78,6 +78,8 @@ _SPEECH = {
     "num_labels": 5,
     "classifier_proj_size": 8,
     "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+    "feat_extract_norm": "layer",  # group norm over time sees padding, also without a loop
 }
 
 MODELS: dict[str, Model] = {
@@ -175,7 +177,17 @@ MODELS: dict[str, Model] = {
         tokens(),
     ),
     "GPT-2": Model(
-        _make("GPT2LMHeadModel", "GPT2Config", n_embd=16, n_layer=3, n_head=2, vocab_size=50, n_positions=32),
+        _make(
+            "GPT2LMHeadModel",
+            "GPT2Config",
+            n_embd=16,
+            n_layer=3,
+            n_head=2,
+            vocab_size=50,
+            n_positions=32,
+            bos_token_id=0,
+            eos_token_id=1,
+        ),
         ("transformer.h.0", "transformer.h.1"),
         unmasked(),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -49,10 +50,10 @@ class Deep(nn.Module):
         return checkpoint(block, x, use_reentrant=self.how == "reentrant")
 
 
-def gradients(how: str, sites: list[str], **options: object) -> list[Tensor]:
+def gradients(how: str, sites: list[str], kind: Callable[[str], nn.Module] = Deep, **options: object) -> list[Tensor]:
     torch.manual_seed(1)
     settings = {"adapter": functools.partial(Film, identity=False), "steps": 3, "cut": "replayed", **options}
-    net = cbl.ContextLoop(Deep(how), sites, X, **settings).train()  # type: ignore[arg-type]
+    net = cbl.ContextLoop(kind(how), sites, X, **settings).train()  # type: ignore[arg-type]
     torch.manual_seed(2)
     r = net.refine(X)
     torch.stack([output.square().sum() for output in r.outputs]).sum().backward()
@@ -68,6 +69,33 @@ def test_checkpointing_inside_changes_nothing(sites: list[str], schedule: str) -
         torch.testing.assert_close(one, other)
 
 
+class Nested(nn.Module):
+    """Checkpointed regions within checkpointed regions."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.outer, self.head = nn.Linear(6, 6), nn.ModuleList([Outer(how), Outer(how)]), nn.Linear(6, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for outer in self.outer:
+            x = outer(x) if self.how == "plain" else checkpoint(outer, x, use_reentrant=False)
+        return self.head(x)
+
+
+class Outer(Deep):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.through(self.block2, self.through(self.block1, x))
+
+
+@pytest.mark.parametrize("sites", [["embed"], ["outer.0.block1.first"], ["embed", "outer.0", "outer.1.block1"]])
+def test_regions_within_regions(sites: list[str]) -> None:
+    plain, nested = (gradients(how, sites, kind=Nested) for how in ("plain", "frames"))
+    for one, other in zip(plain, nested, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_tokens_are_joined_again() -> None:
     adapter = functools.partial(Token, identity=False)
     plain, checkpointed = (gradients(how, ["block1"], adapter=adapter) for how in ("plain", "frames"))
@@ -76,9 +104,7 @@ def test_tokens_are_joined_again() -> None:
 
 
 def test_reentrant_checkpointing_is_refused() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"'block1' runs under .* use_reentrant=True .* pass use_reentrant=False"
-    ):
+    with pytest.raises(RuntimeError, match=r"'block1' runs under .* use_reentrant=True .* pass use_reentrant=False"):
         gradients("reentrant", ["block1"])
 
 

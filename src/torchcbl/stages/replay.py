@@ -153,10 +153,10 @@ class Run:
         self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         """Answer a call of a submodule."""
-        if module in self.cut.only_around:
-            return forward(*args, **kwargs)
         if self.carry is not None:
             self._look_for_checkpointing(self.cut.names[module])
+        if module in self.cut.only_around:
+            return forward(*args, **kwargs)
         if self.passed or module in self.cut.around:
             output = self._run_module(module, forward, args, kwargs)
         elif module is self.cut.start and not self.inside:
