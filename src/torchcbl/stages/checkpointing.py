@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+import torch.utils.checkpoint
 
 
 def saved_tensor_hooks() -> object:
@@ -56,3 +57,8 @@ def check_not_reentrant(name: str) -> None:
                 "where it would be computed again without the feedback: pass use_reentrant=False (in transformers, "
                 "gradient_checkpointing_kwargs={'use_reentrant': False})."
             )
+
+
+def called_by_checkpoint(depth: int) -> bool:
+    """Say whether it is torch's checkpointing that makes a call, so many Python frames up."""
+    return sys._getframe(depth).f_code.co_filename == torch.utils.checkpoint.__file__

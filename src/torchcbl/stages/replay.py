@@ -17,7 +17,12 @@ from torch.utils import _pytree as pytree
 from torchcbl.adapters.joining import resuming
 from torchcbl.calls import Call
 from torchcbl.stages.base import Visit, copy_tensors, tensors_in
-from torchcbl.stages.checkpointing import check_not_reentrant, saved_tensor_hooks, wrap_recomputation
+from torchcbl.stages.checkpointing import (
+    called_by_checkpoint,
+    check_not_reentrant,
+    saved_tensor_hooks,
+    wrap_recomputation,
+)
 from torchcbl.stages.interception import Function, FunctionMode, activated, intercepting
 from torchcbl.step_norm import Mask, draw_functional, has_own_forward
 
@@ -189,6 +194,8 @@ class Run:
         # reading an attribute such as x.shape costs nothing, and other tools' hooks do it at times of their own
         if self.inside or self.hooking or function in _NEVER_TAPED or getattr(function, "__name__", "") == "__get__":
             return function(*args, **kwargs)
+        if function in _MAYBE_ANOTHER_S and called_by_checkpoint(depth=3):
+            return function(*args, **kwargs)
         if self.carry is not None and (not self.passed or function in _DROPOUTS):
             self._look_for_checkpointing(_name(function))
         if self.passed:
@@ -340,6 +347,7 @@ class Run:
 
 
 _NEVER_TAPED: set[object] = {torch._C._set_grad_enabled}
+_MAYBE_ANOTHER_S: set[object] = {Tensor.detach}  # which checkpointing calls on what it saves
 _DROPOUTS: set[object] = {
     F.dropout,
     F.dropout1d,
