@@ -203,28 +203,39 @@ def _flops_up_to_first_site(net: cbl.ContextLoop, x: torch.Tensor) -> float:
 
 
 def test_threads_may_share_a_net(kind: tuple[Case, str]) -> None:
-    case, cut = kind
-    net = build(case, cut)
+    share_between_threads(*kind, "film", threads=4, calls=15)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "adapter"),
+    [("mlp", "traced", "film"), ("branching", "replayed", "recurrent"), ("transformer", "replayed", "token")],
+)
+def test_many_threads_and_calls(name: str, cut: str, adapter: str) -> None:
+    share_between_threads(CASES[name], cut, adapter, threads=8, calls=200)
+
+
+def share_between_threads(case: Case, cut: str, adapter: str, threads: int, calls: int) -> None:
+    net = build(case, cut, adapter=adapter)
     awaken(net)
     net.eval()
-    inputs = [case.example() + shift for shift in range(4)]
+    inputs = [case.example() + shift for shift in range(threads)]
     with torch.no_grad():
         expected = [(output_of(net(x)), output_of(net.backbone(x))) for x in inputs]
     wrong: list[str] = []
 
     def work(index: int) -> None:
-        for _ in range(15):
+        for _ in range(calls):
             with torch.no_grad():
                 if not torch.equal(output_of(net(inputs[index])), expected[index][0]):
                     wrong.append(f"net, input {index}")
                 if not torch.equal(output_of(net.backbone(inputs[index])), expected[index][1]):
                     wrong.append(f"backbone, input {index}")
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     assert not wrong
     assert not any("forward" in vars(module) for module in net.backbone.modules()), "an interceptor was left behind"
 

@@ -187,9 +187,13 @@ def test_a_folder_needs_no_hub(net: cbl.ContextLoop, tmp_path: Path, monkeypatch
         push_to_hub(net, "me/net")
 
 
+def own_gate(site: cbl.Site, context_dim: int) -> nn.Module:
+    return Gate(site, context_dim, scale=1.0)
+
+
 def test_code_is_never_downloaded(push: Push, pull: Pull) -> None:
     x = torch.randn(3, 6)
-    gate = functools.partial(Gate, scale=1.0)
+    gate = own_gate
     context = cbl.Context(dim=3, map=lambda features, dim: nn.Linear(features, dim, bias=False))
     net = cbl.ContextLoop(Mlp(), "first", x, adapter=gate, context=context)
     push(net, "me/own")

@@ -12,7 +12,7 @@ from torch import nn
 
 import torchcbl as cbl
 from backbones import Mlp, ResidualCnn
-from torchcbl.adapters import Film, Gate
+from torchcbl.adapters import Attention, Film, Gate, restore_adapters
 from torchcbl.files import write_atomically
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -99,9 +99,13 @@ def test_damage_is_refused_by_name(net: cbl.ContextLoop, folder: Path, tmp_path:
         cbl.load(tmp_path / "nowhere", net.backbone)
 
 
+def own_gate(site: cbl.Site, context_dim: int) -> nn.Module:
+    return Gate(site, context_dim, scale=1.0)
+
+
 def test_code_is_never_read_from_a_file(tmp_path: Path) -> None:
     x = torch.randn(3, 6)
-    gate = functools.partial(Gate, scale=1.0)
+    gate = own_gate
     context = cbl.Context(dim=3, map=lambda features, dim: nn.Linear(features, dim, bias=False))
     net = cbl.ContextLoop(Mlp(), "first", x, adapter=gate, context=context)
     net.save(tmp_path)
@@ -218,3 +222,21 @@ def test_a_damaged_manifest_is_refused(net: cbl.ContextLoop, folder: Path) -> No
         path.write_text(json.dumps({**whole, entry: {**whole[entry], key: value}}))
         with pytest.raises(ValueError, match=f"config.json is damaged .*{found}.*: save the loop again"):
             cbl.load(folder, net.backbone)
+
+
+def test_options_of_known_adapters_are_kept(tmp_path: Path) -> None:
+    x = torch.randn(2, 6)
+    choice = {
+        "first": functools.partial(Attention, tokens=2, identity=False),
+        "second": functools.partial(Gate, scale=1.0),
+    }
+    net = cbl.ContextLoop(Mlp(), ["first", "second"], x, choice).eval()
+    net.save(tmp_path)
+    again = cbl.load(tmp_path, net.backbone)
+    assert torch.equal(again(x), net(x))
+    assert again.config.adapter == {
+        "first": 'attention {"tokens": 2, "identity": false}',
+        "second": 'gate {"scale": 1.0}',
+    }
+    with pytest.raises(ValueError, match="adapter 'flim' of the save is unknown: there are 'film'"):
+        restore_adapters('flim {"a": 1}')

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from torchcbl.adapters import CUSTOM, AdapterChoice
+from torchcbl.adapters import CUSTOM, AdapterChoice, restore_adapters
 from torchcbl.calls import synthesise
 from torchcbl.context import Context
 from torchcbl.files import write_atomically
@@ -163,7 +163,7 @@ def _adapter_choice(saved: object, given: AdapterChoice | None) -> AdapterChoice
             "or factory as load(..., adapter=...)."
         )
     assert isinstance(saved, (str, dict))
-    return saved
+    return restore_adapters(saved)
 
 
 def _context(saved: LoopEntry, given: Context | None) -> Context:

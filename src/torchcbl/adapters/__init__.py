@@ -3,7 +3,7 @@
 from torchcbl.adapters.additive import Additive
 from torchcbl.adapters.attention import Attention
 from torchcbl.adapters.base import Adapter, AdapterChoice, AdapterFactory
-from torchcbl.adapters.build import ADAPTERS, CUSTOM, bind, build_adapters, describe_adapters
+from torchcbl.adapters.build import ADAPTERS, CUSTOM, bind, build_adapters, describe_adapters, restore_adapters
 from torchcbl.adapters.concat import Concat
 from torchcbl.adapters.film import Film
 from torchcbl.adapters.gate import Gate
@@ -29,4 +29,5 @@ __all__ = [
     "bind",
     "build_adapters",
     "describe_adapters",
+    "restore_adapters",
 ]

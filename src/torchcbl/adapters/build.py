@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ CUSTOM = "custom"
 
 
 def describe_adapters(choice: AdapterChoice) -> str | dict[str, str]:
-    """Say in plain data what was chosen: names where there are names, `CUSTOM` elsewhere."""
+    """Say in plain data what was chosen: names, with the options of a `functools.partial`; `CUSTOM` elsewhere."""
     if isinstance(choice, Mapping):
         return {site: _describe(one) for site, one in choice.items()}
     return _describe(choice)
@@ -80,7 +81,31 @@ def describe_adapters(choice: AdapterChoice) -> str | dict[str, str]:
 def _describe(choice: str | nn.Module | AdapterFactory) -> str:
     if isinstance(choice, str):
         return choice
-    return next((name for name, known in ADAPTERS.items() if known is choice), CUSTOM)
+    options = choice.keywords if isinstance(choice, functools.partial) and not choice.args else {}
+    plain = all(isinstance(value, (bool, int, float, str)) for value in options.values())
+    factory = choice.func if options and plain and isinstance(choice, functools.partial) else choice
+    name = next((name for name, known in ADAPTERS.items() if known is factory), CUSTOM)
+    return name if name == CUSTOM or not options else f"{name} {json.dumps(options)}"
+
+
+def restore_adapters(described: str | Mapping[str, str]) -> AdapterChoice:
+    """Turn what `describe_adapters` said into a choice again.
+
+    Raises:
+        ValueError: An adapter is not known, or its options cannot be read.
+    """
+    if not isinstance(described, str):
+        return {site: _restore(one) for site, one in described.items()}
+    return _restore(described)
+
+
+def _restore(described: str) -> str | AdapterFactory:
+    name, _, options = described.partition(" ")
+    if not options:
+        return described
+    if name not in ADAPTERS:
+        raise ValueError(f"adapter '{name}' of the save is unknown: there are {', '.join(map(repr, ADAPTERS))}.")
+    return functools.partial(ADAPTERS[name], **json.loads(options))
 
 
 def _by_site(
