@@ -20,7 +20,6 @@ CAUSAL = ["GPT-2", "Llama"]
 MASKED = ["BERT", "DistilBERT", "RoBERTa", "T5 encoder"]
 VARIANTS = [(adapter, "repropagate") for adapter in ADAPTERS] + [("film", "literal"), ("film", "synchronous")]
 NEW, BEAMS = 4, 3
-ONE_LOGIT = pytest.mark.xfail(strict=True, reason="generate asks for the logits of the last position alone")
 
 
 def subject(name: str, adapter: str = "film", schedule: str = "repropagate", **context: object) -> Subject:
@@ -120,7 +119,6 @@ def _next(net: cbl.ContextLoop, ids: Tensor) -> Tensor:
     return output_of(net(input_ids=ids))[:, -1].log_softmax(dim=-1)
 
 
-@ONE_LOGIT
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
 def test_greedy_generation(name: str) -> None:
@@ -136,7 +134,6 @@ def test_greedy_generation(name: str) -> None:
     assert torch.equal(again, plain), "the backbone generates otherwise than before"
 
 
-@ONE_LOGIT
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
 def test_sampled_generation(name: str) -> None:
@@ -150,7 +147,6 @@ def test_sampled_generation(name: str) -> None:
     assert torch.equal(generated, expected)
 
 
-@ONE_LOGIT
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
 def test_beam_search(name: str) -> None:
@@ -170,7 +166,6 @@ def _beam_by_hand(net: cbl.ContextLoop, ids: Tensor) -> Tensor:
     return kept[:1]
 
 
-@ONE_LOGIT
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
 def test_prompts_padded_on_the_left(name: str) -> None:
@@ -195,14 +190,12 @@ def test_caches_are_refused() -> None:
         subject("BERT").net().generate(ids)
 
 
-@pytest.mark.xfail(strict=True, reason="transformers 5.24 calls the cache `cache`")
 def test_caches_are_refused_by_their_new_name() -> None:
     net, ids = causal("GPT-2"), MODELS["GPT-2"].batch(2)["input_ids"]
     with pytest.raises(ValueError, match="GPT2LMHeadModel has cache: a key/value cache holds states without"):
         net(ids, cache=net.backbone(ids).cache)
 
 
-@pytest.mark.xfail(strict=True, reason="peft generates without feedback")
 @torch.no_grad()
 def test_generation_of_a_model_with_lora() -> None:
     peft, ids = pytest.importorskip("peft"), MODELS["GPT-2"].batch(2)["input_ids"]
@@ -219,7 +212,6 @@ def test_generation_of_a_model_with_lora() -> None:
     assert torch.equal(generated, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="the encoder's attention_mask is taken for the decoder's positions")
 @pytest.mark.parametrize("adapter", ["attention", "token"])
 @torch.no_grad()
 def test_the_mask_of_an_encoder_is_not_the_decoders(adapter: str) -> None:
@@ -236,7 +228,6 @@ def test_the_mask_of_an_encoder_is_not_the_decoders(adapter: str) -> None:
     torch.testing.assert_close(seven, eight[:, :7], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="a mask over samples of sound is not brought to frames")
 @pytest.mark.parametrize(("adapter", "context"), [("attention", {}), ("token", {}), ("film", {"per": "sample"})])
 @torch.no_grad()
 def test_padding_of_sound_is_not_seen(adapter: str, context: dict[str, str]) -> None:

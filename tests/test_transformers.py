@@ -111,7 +111,7 @@ def test_the_backbones_own_loss_is_of_the_last_step(name: str) -> None:
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize(
     "known",
-    [pytest.param(False, marks=pytest.mark.xfail(strict=True, reason="a tuple is read as the dataclass was")), True],
+    [False, True],
 )
 @pytest.mark.parametrize("name", ["ViT", "BERT", "GPT-2", "Wav2Vec2"])
 def test_tuples_instead_of_dataclasses(name: str, known: bool, labelled: bool) -> None:
@@ -214,17 +214,23 @@ def test_peft_inside_the_loop(name: str) -> None:
     assert all(any(bool(p.grad.any()) for p in adapter.parameters()) for adapter in net.adapters.values())
 
 
-@pytest.mark.xfail(strict=True, reason="layers dropped at random differ from step to step")
 @pytest.mark.parametrize("name", ["Wav2Vec2", "HuBERT"])
 def test_layers_dropped_at_random_are_dropped_at_every_step(name: str) -> None:
-    net = subject(name).net().train()
+    net = subject(name).net().train()  # adapters are the identity still, so all steps are alike
     net.backbone.config.layerdrop = 0.5
-    for seed in range(8):
+    dropped = 0
+    for seed in range(12):
         torch.manual_seed(seed)
-        net.refine(**MODELS[name].batch(3)).output.sum().backward()
+        try:
+            outputs = net.refine(**MODELS[name].batch(3)).outputs
+        except RuntimeError as error:
+            dropped += "set to 0 what drops layers at random" in str(error)  # a site that is dropped has no state
+            continue
+        torch.testing.assert_close(outputs[1], outputs[0])
+        torch.testing.assert_close(outputs[2], outputs[0])
+    assert 0 < dropped < 12
 
 
-@pytest.mark.xfail(strict=True, reason="stochastic depth is drawn anew at each step")
 def test_stochastic_depth_is_held_over_the_steps() -> None:
     net = subject("Swin").net().train()
     for module in net.backbone.modules():

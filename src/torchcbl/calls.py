@@ -54,11 +54,6 @@ class Call:
         """How many positional and which keyword arguments there are: what a traced cut is made for."""
         return len(self.args), tuple(self.kwargs)
 
-    def mask(self) -> Tensor | None:
-        """Which positions are real, (B, N), if the call says so by `attention_mask`."""
-        mask = self.kwargs.get("attention_mask")
-        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
     def batch_size(self) -> int:
         """How many samples there are, read off the first tensor that has axes."""
         sizes = [value.shape[0] for value in self.values() if isinstance(value, Tensor) and value.ndim]

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchcbl.calls import Call
 
-_CACHES = ("past_key_values", "past_key_value", "past_buckets_states", "mems", "cache_params")
+_CACHES = ("past_key_values", "past_key_value", "cache", "past_buckets_states", "mems", "cache_params")
 
 
 def without_cache(backbone: nn.Module, call: Call) -> Call:
@@ -73,5 +73,11 @@ def generate(
             "AutoModelForCausalLM."
         )
     without_cache(backbone, Call((), dict(kwargs)))
-    stand_in = looped(backbone, run)
+    base = getattr(backbone, "get_base_model", lambda: backbone)()  # peft's models hand generate on to it
+
+    def whole(*args: object, logits_to_keep: object = 0, **kwargs: object) -> object:
+        del logits_to_keep  # generate asks for the last position's alone, but feedback needs those of all
+        return run(*args, **kwargs)
+
+    stand_in = looped(base, whole)
     return stand_in.generate(*args, **{**kwargs, "use_cache": False})  # type: ignore[operator]

@@ -94,6 +94,25 @@ def find_layout(output: object, key: Key | None = None) -> Layout | None:
     return None
 
 
+def read_like(layout: Layout, output: object, named: bool) -> Tensor:
+    """Read a tensor where it stood in another output, or, unless it was named, where it stands in one of another type.
+
+    Raises:
+        TypeError: There is none.
+    """
+    try:
+        return layout.read(output)
+    except (TypeError, LookupError, AttributeError, AssertionError) as error:
+        found = None if named else find_layout(output)
+        if found is None:
+            raise TypeError(
+                f"the backbone returns {type(output).__name__} without y{layout.where()}, which the example had: call "
+                "it "
+                "as in the example, or name y, output='...'."
+            ) from error
+        return found.read(output)
+
+
 def _names(output: object) -> list[Key]:
     """The keys of a container, those preferred first."""
     if isinstance(output, Mapping):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from torchcbl.adapters import AdapterChoice, attending, bind, build_adapters, describe_adapters
+from torchcbl.adapters import AdapterChoice, attending, build_adapters, describe_adapters
 from torchcbl.arguments import check_alpha, check_context, check_steps
 from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
@@ -16,7 +16,7 @@ from torchcbl.calls import Call, Example, describe, placement, synthesise
 from torchcbl.causality import has_positions_of, is_causal
 from torchcbl.context import Context
 from torchcbl.language import generate, without_cache
-from torchcbl.layout import Key
+from torchcbl.layout import Key, read_like
 from torchcbl.names import match_names
 from torchcbl.refinement import Refinement
 from torchcbl.rollout import Roller, Rollout
@@ -229,11 +229,14 @@ class ContextLoop(Trainable, Shareable):
         call = without_cache(self.backbone, call)
         if steps == 0:
             returned = call.run(self.backbone)
-            return Rollout([self.output_layout.read(returned)], [], returned)
+            return Rollout([self.read_output(returned)], [], returned)
         own = list(self.adapters.values())
         with attending(own) as tokens:
-            bound = bind(own if psi is None else psi, call.mask(), tokens)
-            return Roller(self, call, bound, tokens).run(self._cut_for(call), steps, measure)
+            return Roller(self, call, own if psi is None else psi, tokens).run(self._cut_for(call), steps, measure)
+
+    def read_output(self, returned: object) -> Tensor:
+        """Find y in what the backbone returned, which may be a tuple where it was a dataclass (`return_dict=False`)."""
+        return read_like(self.output_layout, returned, named=self.config.output is not None)
 
     def _prepare_cuts(self) -> None:
         """Make the planned cut, and the replayed one that serves what the plan was not made for."""

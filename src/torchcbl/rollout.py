@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from torchcbl.adapters import Attending
+from torchcbl.adapters import Attending, bind
 from torchcbl.calls import Call
+from torchcbl.masks import real_positions
 from torchcbl.refinement import relative_change
 from torchcbl.schedules import Psi, State, find_schedule
 from torchcbl.stages import Cut
@@ -56,14 +57,17 @@ class Roller:
 
     def _run(self, cut: Cut, steps: int, measure: bool) -> Rollout:
         alpha, order = self.net.config.alpha, find_schedule(self.net.config.schedule)
-        read = self.net.output_layout.read
+        read, context = self.net.read_output, self.net.context
         first = cut.first(self.call)
         carried = order.carries_hidden(alpha)
         state = State(first.returned, first.source, first.states if carried else ())
         outputs, residuals = [read(first.returned)], []
+        made_from = outputs[0] if first.source is None else first.source
+        mask = real_positions(self.net.backbone, self.call, made_from, context.channel_dim)
+        psi = bind(self.psi, mask, self.tokens)
         for step in range(1, steps + 1):
-            z = self.net.context(outputs[-1] if state.source is None else state.source, self.call.mask())
-            new = order.step(cut, first, state, z, self.psi, alpha, step)
+            z = context(outputs[-1] if state.source is None else state.source, mask)
+            new = order.step(cut, first, state, z, psi, alpha, step)
             if self.tokens is not None:
                 self.tokens.joined = None  # the context is none of the layers that see them
             if measure and carried:

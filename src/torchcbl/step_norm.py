@@ -2,13 +2,13 @@
 
 Step 0 is the backbone itself. In the steps after it the replayed part sees other activations, so each step keeps
 batch statistics of its own (as CORnet-S, Kubilius et al. 2019, arXiv 1909.06161, and BLT nets, Spoerer et al. 2020,
-do), while the affine weights are shared. Dropout masks are drawn once, at step 0, and held (dropout that torch fuses
-into attention or an LSTM excepted, whose mask nobody gets to see).
+do), while the affine weights are shared. Dropout masks are drawn once, at step 0, and held; this file has what a traced
+cut needs for that, a replayed one holds all noise (`stages/noise.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
@@ -153,40 +153,6 @@ def draw_mask(dropout: nn.Module, x: Tensor) -> Tensor | None:
     ones = torch.ones_like(x, requires_grad=False)
     mask: Tensor = dropout.forward(ones)
     return mask
-
-
-Mask = tuple[Tensor, Tensor | None]
-"""A held mask: dropout is x * scale, or x * scale + shift for alpha dropout, which has a shift."""
-
-
-def draw_functional(function: Callable[..., object], x: Tensor, p: float) -> tuple[Mask, Tensor]:
-    """Draw the mask of a functional dropout, and apply the dropout itself: what it returns is bit for bit its own.
-
-    Every dropout of torch's is affine in x for given random numbers, so its value at zero and at one tell the mask.
-    """
-    state = _random_state(x.device)
-
-    def again(value: Tensor) -> Tensor:
-        _set_random_state(x.device, state)
-        dropped = function(value, p, True)
-        assert isinstance(dropped, Tensor)
-        return dropped
-
-    with torch.no_grad():
-        shift = again(torch.zeros_like(x))
-        scale = again(torch.ones_like(x)) - shift
-    return (scale, shift if bool(shift.any()) else None), again(x)
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:

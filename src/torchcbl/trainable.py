@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from torchcbl.context import ContextMap
+
 Self = TypeVar("Self", bound="Trainable")
 
 
@@ -15,7 +17,7 @@ class Trainable(nn.Module):
 
     backbone: nn.Module
     adapters: nn.ModuleDict
-    context: nn.Module
+    context: ContextMap
     backbone_frozen = False
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:

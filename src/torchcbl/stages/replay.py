@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -24,7 +23,8 @@ from torchcbl.stages.checkpointing import (
     wrap_recomputation,
 )
 from torchcbl.stages.interception import Function, FunctionMode, activated, intercepting
-from torchcbl.step_norm import Mask, draw_functional, has_own_forward
+from torchcbl.stages.noise import HeldNoise, States, generator_states
+from torchcbl.step_norm import has_own_forward
 
 if TYPE_CHECKING:
     from torchcbl.stages.replayed import ReplayedCut
@@ -36,8 +36,8 @@ class Carry:
 
     call: Call
     tape: list[tuple[object, object]]
-    masks: list[Mask]
     start_returned: object
+    noise: States | None
 
 
 @dataclass
@@ -50,7 +50,6 @@ class Run:
     step: int = 0
     raw: Sequence[Tensor] = ()
     tape: list[tuple[object, object]] = field(default_factory=list)
-    masks: list[Mask] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
     source: Tensor | None = None
     start_returned: object = None  # what the start site's module returned, its hidden state within it
@@ -64,14 +63,21 @@ class Run:
     inside: int = 0  # depth of modules whose inner calls are not taped one by one
     hooking: bool = False  # a module's hooks are running, whose calls are none of the backbone's
     position: int = 0  # in the tape, of a rerun
-    masks_used: int = 0
+    noise: HeldNoise | None = None
+    noise_at_start: States | None = None  # found at step 0, if anything is in train mode
     mode: FunctionMode = field(init=False)
 
     def execute(self, call: Call) -> object:
         """Call the backbone with interceptors in place."""
         self.hooks, self.had_gradients = saved_tensor_hooks(), torch.is_grad_enabled()
-        with self._in_place():
-            output = call.run(self.cut.backbone)
+        if self.carry is not None and self.carry.noise is not None:
+            self.noise = HeldNoise(self.carry.noise, generator_states(self.cut.backbone))
+        try:
+            with self._in_place():
+                output = call.run(self.cut.backbone)
+        finally:
+            if self.noise is not None:
+                self.noise.end()
         if not self.passed:
             raise RuntimeError(self._lost("finished without running its lowest site"))
         if not self.watch:
@@ -87,14 +93,15 @@ class Run:
     def _pass_start(self) -> None:
         """Note that the start site has finished; from here on functions need not be seen if nothing depends on it."""
         self.passed = True
-        if self.cut.sees_functions or self.watch:
-            return
-        drops = bool(self.carry.masks) if self.carry is not None else any(m.training for m in self.cut.names)
-        if not drops:
+        if self.noise is not None:
+            self.noise.rewind()
+        elif self.carry is None and any(module.training for module in self.cut.names):
+            self.noise_at_start = generator_states(self.cut.backbone)
+        if not self.cut.sees_functions and not self.watch:
             self.mode.leave()
 
     def _look_for_checkpointing(self, name: str) -> None:
-        """See to it that a checkpointed region is computed again as it is now: at this step, with these masks."""
+        """See to it that a checkpointed region is computed again as it is now: at this step, with this noise."""
         if not self.had_gradients:
             return
         if not torch.is_grad_enabled():
@@ -104,10 +111,12 @@ class Run:
             return
         self.hooks = hooks
         at_entry, resume = replace(self, states=dict(self.states)), resuming()
+        at_entry.noise = None if self.noise is None else replace(self.noise)
 
         def wrap(recompute: Callable[..., None]) -> Callable[..., None]:
             def run_again(*args: object) -> None:
                 again = replace(at_entry, states=dict(at_entry.states), hooks=saved_tensor_hooks())
+                again.noise = None if at_entry.noise is None else replace(at_entry.noise)
                 with resume(), again._in_place():
                     recompute(*args)
 
@@ -196,11 +205,9 @@ class Run:
             return function(*args, **kwargs)
         if function in _MAYBE_ANOTHER_S and called_by_checkpoint(depth=3):
             return function(*args, **kwargs)
-        if self.carry is not None and (not self.passed or function in _DROPOUTS):
+        if self.carry is not None and not self.passed:
             self._look_for_checkpointing(_name(function))
         if self.passed:
-            if function in _DROPOUTS:
-                return self._dropout(function, args, kwargs)
             return self._inside_norm(self.norm, function, args, kwargs) if self.norm else function(*args, **kwargs)
         if self.carry is not None:
             return self._next_from_tape(function)
@@ -260,7 +267,8 @@ class Run:
         """Let the schedule have its say at a site, and put its answer where the hidden state stood."""
         assert self.visit is not None
         self.inside += 1
-        self.states[rank] = state = self.visit(rank, hidden)
+        with contextlib.nullcontext() if self.noise is None or not self.passed else self.noise.left():
+            self.states[rank] = state = self.visit(rank, hidden)
         if self.cut.copies(f"site {rank}"):
             state = state.clone()
         written = self.cut.plan.layouts[rank].write(output, state)
@@ -320,42 +328,16 @@ class Run:
         self.inside -= 1
         return copied
 
-    def _dropout(self, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """Draw a mask at step 0 and use it again at the later steps."""
-        bound = inspect.signature(function).bind(*args, **kwargs)  # of all of them: input, p, training, inplace
-        bound.apply_defaults()
-        x, p, training, inplace = bound.args
-        if not training or p == 0.0:
-            return function(*args, **kwargs)
-        if self.carry is None:
-            mask, dropped = draw_functional(function, x, p)
-            self.masks.append(mask)
-        else:
-            if self.masks_used >= len(self.carry.masks):
-                raise RuntimeError(self._lost("dropped out more often than before"))
-            scale, shift = self.carry.masks[self.masks_used]
-            self.masks_used += 1
-            dropped = x * scale if shift is None else x * scale + shift
-        del inplace  # writing into x would write into what was kept of it
-        return dropped
-
     def _lost(self, what: str) -> str:
         return (
             f"in a replay {type(self.cut.backbone).__name__} {what}: its forward must take the same path at every "
-            "step, so choose sites where it does, or wrap a part of it that does."
+            "step, so choose sites where it does, wrap a part of it that does, or set to 0 what drops layers at random "
+            "(layerdrop)."
         )
 
 
 _NEVER_TAPED: set[object] = {torch._C._set_grad_enabled}
 _MAYBE_ANOTHER_S: set[object] = {Tensor.detach}  # which checkpointing calls on what it saves
-_DROPOUTS: set[object] = {
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-}
 
 
 def contents(value: object) -> object:

@@ -73,7 +73,7 @@ class ReplayedCut(Cut):
         run = Run(self)
         returned = _uncompiled(run, call)
         return FirstPass(
-            returned, run.source, run.ordered_states(), Carry(call, run.tape, run.masks, run.start_returned)
+            returned, run.source, run.ordered_states(), Carry(call, run.tape, run.start_returned, run.noise_at_start)
         )
 
     def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:
