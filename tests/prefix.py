@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchcbl as cbl
 from subject import Batch
+from torchcbl.observation import Unfused
 
 
 def flops(net: cbl.ContextLoop, batch: Batch, steps: int) -> int:
@@ -63,6 +64,6 @@ class Reads(TorchDispatchMode):
 def reads(net: cbl.ContextLoop, batch: Batch, steps: int, names: Collection[str]) -> int:
     """Count the operations that read parameters of these names in a call of so many steps."""
     counter = Reads([net.backbone.get_parameter(name) for name in names])
-    with torch.no_grad(), counter:
+    with torch.no_grad(), Unfused(), counter:
         net.refine(**batch, steps=steps)
     return counter.count

@@ -482,3 +482,21 @@ def test_what_hooks_compute_is_none_of_the_backbone_s(site: str) -> None:
         "hooks below the site run once, those above at each step"
     )
     torch.testing.assert_close(r.outputs[0], backbone(X), rtol=0, atol=0)
+
+
+class Counting(nn.BatchNorm2d):
+    """A batch norm that counts its batches in a forward of its own, as timm's do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(input, self.running_mean, self.running_var, training=self.training)
+
+
+def test_building_a_loop_writes_into_no_buffer() -> None:
+    backbone = NormActNet(Counting(4)).train()
+    before = copy.deepcopy(backbone.state_dict())
+    net = cbl.ContextLoop(backbone, "c1", IMAGES)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    net.refine(IMAGES)
+    assert int(backbone.norm.num_batches_tracked) == 1

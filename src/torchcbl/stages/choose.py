@@ -17,7 +17,7 @@ from torchcbl.observation import Unfused, eagerly, observe
 from torchcbl.stages.base import Cut, Plan, tensors_in
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
-from torchcbl.stages.tracing import NotTraceable
+from torchcbl.stages.tracing import NotTraceable, buffers_kept
 from torchcbl.step_norm import StepNorm
 
 CutMode = Literal["auto", "traced", "replayed"]
@@ -171,9 +171,8 @@ def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[s
     """Find writes in place in both modes; what training writes into buffers and takes from the generators is undone."""
     writes = cut.find_writes(call.detached())
     if isinstance(cut, ReplayedCut):
-        buffers = [(buffer, buffer.clone()) for buffer in backbone.buffers()]
         devices = {tensor.device for tensor in (*backbone.parameters(), *backbone.buffers()) if tensor.is_cuda}
-        with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        with torch.random.fork_rng(devices=sorted(devices, key=str)), buffers_kept(backbone):
             backbone.train()
             try:
                 writes = {**writes, **cut.find_writes(call.detached())}
@@ -181,8 +180,6 @@ def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[s
                 pass
             finally:
                 backbone.eval()
-        for buffer, value in buffers:
-            buffer.copy_(value)
     return writes
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx, nn
@@ -46,7 +47,7 @@ def trace(
     """
     _check_modules(backbone)
     arguments = _check_arguments(backbone, pattern)
-    with _lock:  # torch.fx patches nn.Module while it traces
+    with _lock, buffers_kept(backbone):  # torch.fx patches nn.Module while it traces
         graphs = {mode: _trace_in_mode(backbone, arguments, mode) for mode in (True, False)}
     training, evaluation = (_listing(graph) for graph, _ in graphs.values())
     if training != evaluation:
@@ -60,6 +61,19 @@ def trace(
             raise NotTraceable(f"'{name}' does not show up as one tensor in the traced graph")
         nodes[name] = proxy.node
     return graph, nodes
+
+
+@contextlib.contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Give every buffer its value back: tracing runs what writes into them, as batch norms of timm do that count."""
+    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if not torch.equal(buffer, value):  # versions do not tell: batch norm writes past them
+                    buffer.copy_(value)
 
 
 def _check_modules(backbone: nn.Module) -> None:
