@@ -69,6 +69,18 @@ def _convnext() -> nn.Module:
     return made
 
 
+def _settled(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Feed the batch norms once, since with fresh statistics the states of some networks die out."""
+
+    def settled() -> nn.Module:
+        network = build().train()
+        with torch.no_grad():
+            network(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
+        return network.eval()
+
+    return settled
+
+
 def _fcn() -> nn.Module:
     from torchvision.models import resnet18
     from torchvision.models._utils import IntermediateLayerGetter
@@ -165,7 +177,7 @@ TORCHVISION: dict[str, ZooModel] = {
     "torchvision maxvit": ZooModel(_vision("MaxVit", **_MAXVIT), ("blocks.0", "blocks.1"), _64, reason=MODES_DIFFER),
     "torchvision fcn": ZooModel(_fcn, ("backbone.layer2", "backbone.layer3"), _32, reason=OTHER_TYPE),
     "torchvision lraspp_mobilenet_v3_large": ZooModel(
-        _vision("lraspp_mobilenet_v3_large", weights_backbone=None),
+        _settled(_vision("lraspp_mobilenet_v3_large", weights_backbone=None)),
         ("backbone.6", "backbone.12"),
         _images(32, name="input"),
         {"per": "sample"},
