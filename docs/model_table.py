@@ -108,12 +108,15 @@ def examine_model(model: Model) -> Entry:
     }
 
 
-def run(which: str) -> None:
-    """Examine every model of a collection and write the record."""
+def run(which: str, only: Sequence[str] = ()) -> None:
+    """Examine every model of a collection, or those named, and write the record."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    begin, entries = time.perf_counter(), {}
+    before = json.loads((RECORDS / f"{which}.json").read_text()) if only else {"models": {}, "seconds": 0}
+    begin, entries = time.perf_counter(), before["models"]
     for name, model in importlib.import_module(MODULES[which]).MODELS.items():
+        if only and name not in only:
+            continue
         torch.manual_seed(0)
         entries[name] = examine_model(model)
         found = [finding[0] for part in ("behaviours", "choices") for finding in entries[name][part].values()]
@@ -121,7 +124,7 @@ def run(which: str) -> None:
     record = {
         "versions": {"python": platform.python_version(), **dict(_versions())},
         "device": "cpu",
-        "seconds": round(time.perf_counter() - begin),
+        "seconds": before["seconds"] + round(time.perf_counter() - begin),
         "models": entries,
     }
     write_atomically(RECORDS / f"{which}.json", json.dumps(record, indent=1) + "\n")
@@ -193,11 +196,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run or render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("--models", choices=sorted(MODULES), required=True)
+    run_parser = commands.add_parser("run")
+    run_parser.add_argument("--models", choices=sorted(MODULES), required=True)
+    run_parser.add_argument("--only", nargs="+", default=[], help="examine these again and keep the rest of the record")
     commands.add_parser("render").add_argument("--check", action="store_true", help="exit with 1 if out of date")
     chosen = parser.parse_args(arguments)
     if chosen.command == "run":
-        run(chosen.models)
+        run(chosen.models, chosen.only)
         return 0
     old = PAGE.read_text(encoding="utf-8")
     new = filled(old)
