@@ -15,6 +15,13 @@ from torchcbl.adapters import ADAPTERS
 from torchcbl.export import export_onnx, export_program
 
 
+@pytest.fixture(autouse=True)
+def _forget_compiled_code() -> None:
+    import torch._dynamo  # not before it is needed: the library must run where it has not been imported
+
+    torch._dynamo.reset()  # it compiles one and the same forward a limited number of times
+
+
 def awake(net: cbl.ContextLoop) -> cbl.ContextLoop:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -67,7 +67,7 @@ class Attention(Adapter):
         """Refine h (B, C, ...) or (B, ..., C) by z (B, D) or (B, ..., D); the mask (B, N) is of z's positions."""
         positions = self.flat(h)
         context = z.flatten(1, -2) if z.ndim > 2 else z.unsqueeze(1)
-        tokens = self.expand(context).reshape(len(z), context.shape[1] * self.tokens, self.context_dim)
+        tokens = self.expand(context).reshape(z.shape[0], context.shape[1] * self.tokens, self.context_dim)
         q, k, v = self._split(self.query(positions)), self._split(self.key(tokens)), self._split(self.value(tokens))
         bias = visible(self.site, z, mask, positions.shape[1], self.tokens, q.dtype)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

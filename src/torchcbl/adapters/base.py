@@ -95,7 +95,7 @@ def mix_channels(weight: Tensor, h: Tensor, channel_dim: int) -> Tensor:
     last = h.movedim(channel_dim, -1)
     if h.ndim > 2 and h.stride(channel_dim) > 1:  # keep h's memory format, on which later roundings depend
         first = h.movedim(channel_dim, 1)
-        return (weight @ first.flatten(2)).reshape(len(h), len(weight), *first.shape[2:]).movedim(1, channel_dim)
+        return (weight @ first.flatten(2)).reshape(h.shape[0], len(weight), *first.shape[2:]).movedim(1, channel_dim)
     return F.linear(last, weight).movedim(-1, channel_dim)
 
 

@@ -59,7 +59,7 @@ class Token(Adapter):
     def forward(self, h: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hand the tokens of z (B, D) or (B, ..., D) to the layers that follow, and return h."""
         context = z.flatten(1, -2) if z.ndim > 2 else z.unsqueeze(1)
-        sizes = (len(z), context.shape[1] * self.tokens, self.site.channels)
+        sizes = (z.shape[0], context.shape[1] * self.tokens, self.site.channels)
         keys, values = self.key(context).reshape(sizes), self.value(context).reshape(sizes)
 
         def bias(queries: int, dtype: torch.dtype) -> Tensor | None:
