@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchcbl as cbl
 from subject import Batch
-from torchcbl.observation import Unfused
+from torchcbl.backbone.observation import Unfused
 
 
 def flops(net: cbl.ContextLoop, batch: Batch, steps: int) -> int:

@@ -15,7 +15,7 @@ from behaviours import BEHAVIOURS
 from subject import Subject
 from torchcbl.adapters import Film
 from torchcbl.audit import Audit
-from torchcbl.calls import Call
+from torchcbl.backbone.calls import Call
 
 
 def _batch(size: int) -> dict[str, Tensor]:

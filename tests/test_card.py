@@ -13,7 +13,7 @@ from torch import nn
 import torchcbl as cbl
 from backbones import Mlp, ResidualCnn
 from torchcbl.adapters import Gate
-from torchcbl.card import model_card
+from torchcbl.sharing.card import model_card
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 

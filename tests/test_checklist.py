@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import torchcbl as cbl
 from backbones import CASES, Case, Recurrent, Transformer
 from torchcbl.adapters import ADAPTERS
-from torchcbl.observation import Unfused
+from torchcbl.backbone.observation import Unfused
 from torchcbl.schedules import SCHEDULES
 
 KINDS = [(name, cut) for name, case in CASES.items() for cut in dict.fromkeys((case.cut, "replayed"))]

@@ -12,7 +12,7 @@ import torchcbl as cbl
 from backbones import CASES, Case
 from hub_models import MODELS
 from torchcbl.adapters import ADAPTERS
-from torchcbl.export import export_onnx, export_program
+from torchcbl.sharing.export import export_onnx, export_program
 
 
 @pytest.fixture(autouse=True)

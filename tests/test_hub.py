@@ -18,8 +18,8 @@ from backbones import Mlp, ResidualCnn
 from hub_server import READER, WRITER, HubServer
 from test_card import snippet
 from torchcbl.adapters import Gate
-from torchcbl.card import model_card
-from torchcbl.hub import from_pretrained, push_to_hub
+from torchcbl.sharing.card import model_card
+from torchcbl.sharing.hub import from_pretrained, push_to_hub
 
 hub = pytest.importorskip("huggingface_hub")
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import torchcbl as cbl
 from backbones import Mlp, ResidualCnn
-from torchcbl.calls import Call
-from torchcbl.names import match_names
-from torchcbl.observation import observe
-from torchcbl.site import build_sites
+from torchcbl.backbone.calls import Call
+from torchcbl.backbone.names import match_names
+from torchcbl.backbone.observation import observe
+from torchcbl.backbone.site import build_sites
 
 X = torch.randn(2, 6)
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import torchcbl as cbl
 from backbones import CASES, Dense, Mlp, ResidualCnn
 from torchcbl.adapters import Film
-from torchcbl.layout import Layout, find_layout
+from torchcbl.backbone.layout import Layout, find_layout
 
 AWAKE = functools.partial(Film, identity=False)
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))

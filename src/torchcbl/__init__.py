@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torchcbl.adapters import Adapter
     from torchcbl.audit import Audit
+    from torchcbl.backbone.site import Site, sites
     from torchcbl.context import Context
     from torchcbl.loop import ContextLoop
     from torchcbl.loss import refinement_loss
     from torchcbl.refinement import Refinement, Status
-    from torchcbl.site import Site, sites
-    from torchcbl.storage import load
+    from torchcbl.sharing.storage import load
 
 __version__ = "0.1.0"
 
@@ -39,11 +39,11 @@ _HOMES = {
     "Context": "torchcbl.context",
     "ContextLoop": "torchcbl.loop",
     "Refinement": "torchcbl.refinement",
-    "Site": "torchcbl.site",
+    "Site": "torchcbl.backbone.site",
     "Status": "torchcbl.refinement",
-    "load": "torchcbl.storage",
+    "load": "torchcbl.sharing.storage",
     "refinement_loss": "torchcbl.loss",
-    "sites": "torchcbl.site",
+    "sites": "torchcbl.backbone.site",
 }
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchcbl.calls import Call, evaluating
+from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.layout import Key, Layout, find_layout
+from torchcbl.backbone.names import not_found, submodules
+from torchcbl.backbone.observation import eagerly
+from torchcbl.backbone.site import Placed, build_sites
 from torchcbl.context import Context, ContextMap
-from torchcbl.layout import Key, Layout, find_layout
-from torchcbl.names import not_found, submodules
-from torchcbl.observation import eagerly
-from torchcbl.site import Placed, build_sites
 from torchcbl.stages import Plan
 
 

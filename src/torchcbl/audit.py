@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchcbl.calls import Call, evaluating
-from torchcbl.causality import check_causal
-from torchcbl.observation import Unfused
+from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.causality import check_causal
+from torchcbl.backbone.observation import Unfused
 from torchcbl.schedules import Psi, find_schedule
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ from torchcbl.adapters import AdapterChoice, attending, build_adapters, describe
 from torchcbl.arguments import check_alpha, check_context, check_steps
 from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
-from torchcbl.calls import Call, Example, describe, placement, synthesise
-from torchcbl.causality import has_positions_of, is_causal
+from torchcbl.backbone.calls import Call, Example, describe, placement, synthesise
+from torchcbl.backbone.causality import has_positions_of, is_causal
+from torchcbl.backbone.language import generate, without_cache
+from torchcbl.backbone.layout import Key, read_like
+from torchcbl.backbone.names import match_names
+from torchcbl.backbone.site import Site, build_sites, check_order
 from torchcbl.context import Context
-from torchcbl.language import generate, without_cache
-from torchcbl.layout import Key, read_like
-from torchcbl.names import match_names
 from torchcbl.refinement import Refinement
 from torchcbl.rollout import Roller, Rollout
 from torchcbl.schedules import Psi, find_schedule
-from torchcbl.shareable import Shareable
-from torchcbl.site import Site, build_sites, check_order
+from torchcbl.sharing.shareable import Shareable
 from torchcbl.stages import Cut, Plan, choose_plan, make_cut
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut

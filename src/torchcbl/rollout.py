@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from torchcbl.adapters import Attending, bind
-from torchcbl.calls import Call
-from torchcbl.masks import real_positions
+from torchcbl.backbone.calls import Call
+from torchcbl.backbone.masks import real_positions
 from torchcbl.refinement import relative_change
 from torchcbl.schedules import Psi, State, find_schedule
 from torchcbl.stages import Cut

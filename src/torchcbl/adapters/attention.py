@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcbl.adapters.base import Adapter, check_positive
-from torchcbl.site import Site
+from torchcbl.backbone.site import Site
 
 
 class Attention(Adapter):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchcbl.site import Site
+from torchcbl.backbone.site import Site
 
 
 class Adapter(nn.Module, ABC):

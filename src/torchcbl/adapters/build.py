@@ -18,8 +18,8 @@ from torchcbl.adapters.gate import Gate
 from torchcbl.adapters.joining import Attending, parting
 from torchcbl.adapters.recurrent import Recurrent
 from torchcbl.adapters.token import Token
-from torchcbl.names import matches_glob
-from torchcbl.site import Site
+from torchcbl.backbone.names import matches_glob
+from torchcbl.backbone.site import Site
 
 Psi = Callable[..., Tensor]
 ADAPTERS: dict[str, AdapterFactory] = {

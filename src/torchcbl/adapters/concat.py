@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from torchcbl.adapters.base import Adapter, mix_channels
-from torchcbl.site import Site
+from torchcbl.backbone.site import Site
 
 
 class Concat(Adapter):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcbl.adapters.base import Adapter
-from torchcbl.site import Site
+from torchcbl.backbone.site import Site
 
 
 class Film(Adapter):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchcbl.adapters.attention import visible
 from torchcbl.adapters.base import Adapter, check_positive
 from torchcbl.adapters.joining import Joined, join
-from torchcbl.site import Site
+from torchcbl.backbone.site import Site
 
 
 class Token(Adapter):

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import torchcbl as cbl
-from torchcbl.calls import Call
+from torchcbl.backbone.calls import Call
+from torchcbl.backbone.observation import observe
 from torchcbl.lab.arms import find_arm
 from torchcbl.lab.networks import StandardCNN
 from torchcbl.lab.recipe import DATA_FORMS, read_recipe
 from torchcbl.lab.runs import Run
-from torchcbl.observation import observe
 
 
 def find_model(spec: str) -> nn.Module:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchcbl.calls import Call
-from torchcbl.layout import Layout
+from torchcbl.backbone.calls import Call
+from torchcbl.backbone.layout import Layout
 
 Visit = Callable[[int, Tensor], Tensor]
 """Called as visit(l, raw) when site l has been computed; what it returns is the h^(l) the network goes on with."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchcbl.calls import Call, evaluating
-from torchcbl.names import submodules
-from torchcbl.observation import Unfused, eagerly, observe
+from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.names import submodules
+from torchcbl.backbone.observation import Unfused, eagerly, observe
 from torchcbl.stages.base import Cut, Plan, tensors_in
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut

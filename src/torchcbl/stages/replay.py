@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from torchcbl.adapters.joining import resuming
-from torchcbl.calls import Call
+from torchcbl.backbone.calls import Call
 from torchcbl.stages.base import Visit, copy_tensors, tensors_in
 from torchcbl.stages.checkpointing import (
     called_by_checkpoint,

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchcbl.calls import Call
+from torchcbl.backbone.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit
 from torchcbl.stages.interception import intercepting
 from torchcbl.stages.replay import Carry, Run

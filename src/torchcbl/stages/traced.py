@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from torchcbl.calls import Call
+from torchcbl.backbone.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit, tensors_in
 from torchcbl.stages.programs import Builder
 from torchcbl.stages.tracing import trace

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from torchcbl.adapters import CUSTOM
-from torchcbl.storage import added_state
+from torchcbl.sharing.storage import added_state
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from torchcbl.calls import Call, Example, synthesise
+from torchcbl.backbone.calls import Call, Example, synthesise
 from torchcbl.files import write_atomically
 from torchcbl.stages.base import tensors_in
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from torchcbl.adapters import AdapterChoice
-from torchcbl.calls import Example
+from torchcbl.backbone.calls import Example
 from torchcbl.context import Context
 
 if TYPE_CHECKING:
@@ -23,22 +23,22 @@ class Shareable:
     """What a loop can do with files and the hub; the work is done in `storage` and `hub`."""
 
     def save(self, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
-        """Write adapters, context and per-step statistics to `folder`; see `torchcbl.storage.save`."""
-        from torchcbl.storage import save
+        """Write adapters, context and per-step statistics to `folder`; see `torchcbl.sharing.storage.save`."""
+        from torchcbl.sharing.storage import save
 
         save(cast("ContextLoop", self), folder, include_backbone=include_backbone)
 
     def export(self, example: Example | None = None, *, dynamic_batch: bool = True) -> ExportedProgram:
-        """Export the loop in eval mode, T steps unrolled; see `torchcbl.export.export_program`."""
-        from torchcbl.export import export_program
+        """Export the loop in eval mode, T steps unrolled; see `torchcbl.sharing.export.export_program`."""
+        from torchcbl.sharing.export import export_program
 
         return export_program(cast("ContextLoop", self), example, dynamic_batch=dynamic_batch)
 
     def export_onnx(
         self, path: str | PathLike[str], example: Example | None = None, *, dynamic_batch: bool = True
     ) -> Path:
-        """Write the loop in eval mode, T steps unrolled, as an ONNX file; see `torchcbl.export.export_onnx`."""
-        from torchcbl.export import export_onnx
+        """Write the loop in eval mode, T steps unrolled, as an ONNX file; see `torchcbl.sharing.export.export_onnx`."""
+        from torchcbl.sharing.export import export_onnx
 
         return export_onnx(cast("ContextLoop", self), path, example, dynamic_batch=dynamic_batch)
 
@@ -53,8 +53,8 @@ class Shareable:
         token: str | bool | None = None,
         endpoint: str | None = None,
     ) -> str:
-        """Upload what `save` writes and a model card to the Hugging Face hub; see `torchcbl.hub.push_to_hub`."""
-        from torchcbl.hub import push_to_hub
+        """Upload what `save` writes and a model card to the hub; see `torchcbl.sharing.hub.push_to_hub`."""
+        from torchcbl.sharing.hub import push_to_hub
 
         return push_to_hub(
             cast("ContextLoop", self),
@@ -79,8 +79,8 @@ class Shareable:
         adapter: AdapterChoice | None = None,
         context: Context | None = None,
     ) -> ContextLoop:
-        """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.hub.from_pretrained`."""
-        from torchcbl.hub import from_pretrained
+        """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.sharing.hub.from_pretrained`."""
+        from torchcbl.sharing.hub import from_pretrained
 
         return from_pretrained(
             source,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torchcbl.calls import Call, evaluating
-from torchcbl.channels import channels_of, makes_channels
-from torchcbl.layout import Layout
+from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.channels import channels_of, makes_channels
+from torchcbl.backbone.layout import Layout
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from torchcbl.calls import Call
+from torchcbl.backbone.calls import Call
 
 _CACHES = ("past_key_values", "past_key_value", "cache", "past_buckets_states", "mems", "cache_params")
 

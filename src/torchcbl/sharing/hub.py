@@ -13,10 +13,10 @@ from torch import nn
 
 from torchcbl import __version__
 from torchcbl.adapters import AdapterChoice
-from torchcbl.card import model_card
 from torchcbl.context import Context
-from torchcbl.manifest import CONFIG
-from torchcbl.storage import ADDED, BACKBONE, load
+from torchcbl.sharing.card import model_card
+from torchcbl.sharing.manifest import CONFIG
+from torchcbl.sharing.storage import ADDED, BACKBONE, load
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

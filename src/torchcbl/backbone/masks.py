@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchcbl.calls import Call
+from torchcbl.backbone.calls import Call
 
 _TO_FRAMES = "_get_feature_vector_attention_mask"
 """How speech models of transformers bring a mask over samples of sound to one over their frames."""

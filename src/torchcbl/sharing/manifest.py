@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from torchcbl.adapters import CUSTOM
+from torchcbl.backbone.layout import Key
 from torchcbl.context import Context
-from torchcbl.fingerprint import Inventory, inventory
-from torchcbl.layout import Key
+from torchcbl.sharing.fingerprint import Inventory, inventory
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop

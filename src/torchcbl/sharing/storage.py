@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from torchcbl.adapters import CUSTOM, AdapterChoice, restore_adapters
-from torchcbl.calls import synthesise
+from torchcbl.backbone.calls import synthesise
 from torchcbl.context import Context
 from torchcbl.files import write_atomically
-from torchcbl.fingerprint import Inventory, check_backbone, differences, inventory, refuse
-from torchcbl.manifest import CONFIG, LoopEntry, make_manifest, read_manifest, saved_context
+from torchcbl.sharing.fingerprint import Inventory, check_backbone, differences, inventory, refuse
+from torchcbl.sharing.manifest import CONFIG, LoopEntry, make_manifest, read_manifest, saved_context
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop

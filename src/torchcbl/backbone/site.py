@@ -13,11 +13,11 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 
-from torchcbl.calls import Call, Example
-from torchcbl.channels import channel_axis
-from torchcbl.layout import Layout, find_layout
-from torchcbl.names import is_glob, submodules
-from torchcbl.observation import Observation, channel_follows, observe
+from torchcbl.backbone.calls import Call, Example
+from torchcbl.backbone.channels import channel_axis
+from torchcbl.backbone.layout import Layout, find_layout
+from torchcbl.backbone.names import is_glob, submodules
+from torchcbl.backbone.observation import Observation, channel_follows, observe
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from torchcbl.calls import Call, evaluating
-from torchcbl.layout import Layout
-from torchcbl.observation import eagerly
+from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.layout import Layout
+from torchcbl.backbone.observation import eagerly
+from torchcbl.backbone.site import Site
 from torchcbl.schedules import Psi
-from torchcbl.site import Site
 
 Run = Callable[[Sequence[Psi]], Tensor]
 """Runs the loop with the given adapters and returns y_T."""

@@ -1,0 +1,1 @@
+"""Where a loop goes: files, the hub, an export."""
