@@ -71,7 +71,7 @@ def test_status_per_sample() -> None:
     still = torch.ones(4)
     y0 = torch.stack([still, still, still, still])
     y1 = torch.stack([still, 1.01 * still, 1.5 * still, still])
-    y2 = torch.stack([still, -30 * still, 2.5 * still, still / 0])
+    y2 = torch.stack([still, -300 * still, 2.5 * still, still / 0])
     r = Refinement([y0, y1, y2])
     assert [Status(s).name for s in r.status.tolist()] == ["converged", "diverged", "max_steps", "non_finite"]
     assert "1 converged, 1 max_steps, 1 diverged, 1 non_finite" in repr(r)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from torchcbl.adapters import AdapterChoice, attending, build_adapters, describe_adapters
-from torchcbl.arguments import check_alpha, check_context, check_steps
+from torchcbl.arguments import check_alpha, check_context
 from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
 from torchcbl.backbone.calls import Call, Example, describe, placement, synthesise
@@ -19,9 +20,11 @@ from torchcbl.backbone.layout import Key, read_like
 from torchcbl.backbone.names import match_names
 from torchcbl.backbone.site import Site, build_sites, check_order
 from torchcbl.context import Context
+from torchcbl.halting import Halting
 from torchcbl.refinement import Refinement
-from torchcbl.rollout import Roller, Rollout
+from torchcbl.rollout import LoopMap, Rollout, solve_loop
 from torchcbl.schedules import Psi, find_schedule
+from torchcbl.settings import GradientChoice, RaiseOn, Settings, SolverChoice, raise_if_asked
 from torchcbl.sharing.shareable import Shareable
 from torchcbl.stages import Cut, Plan, choose_plan, make_cut
 from torchcbl.stages.replayed import ReplayedCut
@@ -36,6 +39,7 @@ class LoopConfig:
     """What a loop was built with, as plain data."""
 
     steps: int
+    settings: Settings
     alpha: float
     schedule: str
     context: Context
@@ -69,8 +73,16 @@ class ContextLoop(Trainable, Shareable):
         alpha: Weight of the OLD state in [0, 1]: h_{t+1} = alpha h_t + (1 - alpha) psi(h, z_t). 0 replaces it.
         schedule: "repropagate" (bottom-up through all sites), "synchronous" (one stage per step) or "literal" (Eqs. 7-8
             to the letter: only the top site reaches the output). See `torchcbl.schedules`.
+        solver: How the next state is chosen: "picard" (the default, the loop itself), "anderson", "broyden", "newton",
+            or an object of `torchcbl.solvers`. May be changed at call time, as the next three.
+        gradient: "bptt" (the default), "checkpointed", "truncated", "phantom", "implicit", or an object of
+            `torchcbl.gradients`. docs/choosing.md says which, when.
+        halting: When a sample is done: `Tolerance`, `Confidence`, `Agreement`, combined by | and &; None takes T
+            steps. In eval mode finished samples leave the batch.
+        raise_on: Names of `Status` that are an error, as ("diverged", "non_finite").
         step_norm: Batch norm in the replayed part: "per_step" (the default: statistics of each step's own), "shared",
-            "frozen" or "shared_tracked". See `torchcbl.step_norm.StepNorm`.
+            "frozen" (the default where a solver or a gradient rule needs one map for all steps) or "shared_tracked".
+            See `torchcbl.step_norm.StepNorm`.
         channel_dim: Channel axis of the hidden states; None finds it from the module that made them.
         output: Key, field or index of y in what the backbone returns; None takes "logits", "last_hidden_state", "out",
             or the first tensor.
@@ -109,6 +121,10 @@ class ContextLoop(Trainable, Shareable):
         alpha: float = 0.0,
         schedule: str = "repropagate",
         *,
+        solver: SolverChoice | None = None,
+        gradient: GradientChoice | None = None,
+        halting: Halting | None = None,
+        raise_on: RaiseOn = (),
         step_norm: str | None = None,
         channel_dim: int | None = None,
         output: Key | None = None,
@@ -120,7 +136,7 @@ class ContextLoop(Trainable, Shareable):
             raise TypeError(f"backbone must be an nn.Module, got {type(backbone).__name__}.")
         backbone = unwrap_compiled(backbone)
         context = check_context(context)
-        steps, alpha = check_steps(steps), check_alpha(alpha)
+        settings, alpha = Settings.make(steps, solver, gradient, halting, raise_on), check_alpha(alpha)
         order = find_schedule(schedule)
         call = without_cache(backbone, Call.from_example(example))
         self.backbone = backbone
@@ -131,7 +147,8 @@ class ContextLoop(Trainable, Shareable):
         draft, source = make_plan(backbone, placed, start, call, context.module_name)
         plan, replayed = choose_plan(backbone, draft, call, cut)
         self.plan: Plan = plan
-        self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), steps)
+        step_norm = "frozen" if step_norm is None and settings.needs_one_map else step_norm
+        self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), settings.steps)
         self.has_batch_norm = bool(batch_norms(replayed.items()))
         self._prepare_cuts()
         causal = is_causal(backbone, call, self.output_layout, y)
@@ -145,7 +162,8 @@ class ContextLoop(Trainable, Shareable):
         ).to(*placement(backbone, call))
         self.backbone_frozen = False
         self.config = LoopConfig(
-            steps=steps,
+            steps=settings.steps,
+            settings=settings,
             alpha=alpha,
             schedule=schedule,
             context=replace(context, map=None),  # a lambda could not be pickled
@@ -156,6 +174,7 @@ class ContextLoop(Trainable, Shareable):
             channel_dim=channel_dim,
             output=output,
         )
+        settings.check_map(self)
         for part in (self.context, self.adapters, self.step_norm):
             part.train(backbone.training)
         self.training = backbone.training
@@ -168,24 +187,47 @@ class ContextLoop(Trainable, Shareable):
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Return the backbone's own output after T steps of feedback, with y_T (and, say, a loss from it) in it."""
-        return self.run(Call(args, kwargs), self.config.steps).returned
+        settings = self.config.settings
+        if settings.raise_on:
+            return self._refine(Call(args, kwargs), settings).returned
+        return self.solve(Call(args, kwargs), settings).returned
 
-    def refine(self, *args: object, steps: int | None = None, **kwargs: object) -> Refinement:
+    def refine(
+        self,
+        *args: object,
+        steps: int | None = None,
+        solver: SolverChoice | None = None,
+        gradient: GradientChoice | None = None,
+        halting: Halting | None = None,
+        raise_on: RaiseOn | None = None,
+        **kwargs: object,
+    ) -> Refinement:
         """Return the outputs of all steps.
 
         Args:
             *args: What the backbone is called with.
-            steps: T for this call, at least 0; None for the loop's own. 0 is the backbone, bit for bit.
+            steps: T for this call, at least 0; None, here and below, for the loop's own. 0 is the backbone, bit for
+                bit.
+            solver: A solver for this call.
+            gradient: A gradient rule for this call.
+            halting: A stopping rule for this call; `Never()` for none.
+            raise_on: Which statuses are an error in this call.
             **kwargs: What the backbone is called with by keyword.
 
         Raises:
-            ValueError: `steps` is negative.
-            TypeError: `steps` is not a whole number.
+            ValueError: An argument is out of its range, or a fixed point is asked of a map that changes with the step.
+            TypeError: An argument has another type.
+            RefinementError: Samples ended in a status that `raise_on` names.
         """
-        steps = self.config.steps if steps is None else check_steps(steps)
-        rollout = self.run(Call(args, kwargs), steps, measure=True)
-        residuals = torch.stack(rollout.residuals) if rollout.residuals else None
-        return Refinement(rollout.outputs, residuals, rollout.returned)
+        settings = self.config.settings.changed(steps, solver, gradient, halting, raise_on)
+        return self._refine(Call(args, kwargs), settings)
+
+    def _refine(self, call: Call, settings: Settings) -> Refinement:
+        rollout = self.solve(call, settings, measure=True)
+        refinement = Refinement(rollout.outputs, rollout.path, rollout.returned)
+        if settings.raise_on:
+            raise_if_asked(refinement, settings)
+        return refinement
 
     def generate(self, *args: object, **kwargs: object) -> object:
         """Generate tokens with feedback: the backbone's own `generate` (transformers), each token after T steps.
@@ -217,22 +259,39 @@ class ContextLoop(Trainable, Shareable):
             return audit_loop(self, Call.from_example(example).detached())
         return audit_loop(self, synthesise(self.config.example, self.backbone))
 
-    def run(self, call: Call, steps: int, psi: Sequence[Psi] | None = None, measure: bool = False) -> Rollout:
-        """Run the loop, with other adapters than its own if given.
+    def run(self, call: Call, steps: int, psi: Sequence[Psi] | None = None) -> Rollout:
+        """Take T steps one after the other, with other adapters than the loop's own if given.
 
         Args:
             call: The backbone's arguments.
             steps: T, at least 0.
             psi: One callable psi(h, z) per site, in execution order; None for the loop's adapters.
-            measure: Whether to measure residuals where they cannot be told from the outputs.
         """
+        return self.solve(call, Settings.make(steps), psi=psi)
+
+    def solve(self, call: Call, settings: Settings, measure: bool = False, psi: Sequence[Psi] | None = None) -> Rollout:
+        """Run the loop as `settings` say.
+
+        Args:
+            call: The backbone's arguments.
+            settings: T, solver, gradient rule and stopping rule.
+            measure: Whether to measure how the states move where a plain loop would not.
+            psi: One callable psi(h, z) per site, in execution order; None for the loop's adapters.
+        """
+        settings.check_map(self)
         call = without_cache(self.backbone, call)
-        if steps == 0:
+        if settings.steps == 0:
             returned = call.run(self.backbone)
-            return Rollout([self.read_output(returned)], [], returned)
-        own = list(self.adapters.values())
-        with attending(own) as tokens:
-            return Roller(self, call, own if psi is None else psi, tokens).run(self._cut_for(call), steps, measure)
+            return Rollout([self.read_output(returned)], returned)
+        with self.mapped(call, psi) as g:
+            return g.roll(settings.steps, measure) if settings.is_plain else solve_loop(g, settings)
+
+    @contextmanager
+    def mapped(self, call: Call, psi: Sequence[Psi] | None = None) -> Iterator[LoopMap]:
+        """Run step 0 of a call, and make the map of its further steps for as long as the context is open."""
+        own, cut = list(self.adapters.values()), self._cut_for(call)
+        with attending(own) as tokens, cut.session():
+            yield LoopMap(self, call, cut, own if psi is None else psi, tokens)
 
     def read_output(self, returned: object) -> Tensor:
         """Find y in what the backbone returned, which may be a tuple where it was a dataclass (`return_dict=False`)."""

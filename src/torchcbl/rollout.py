@@ -1,18 +1,29 @@
-"""The steps of one call, one after the other."""
+"""The steps of one call: one after the other, or as the map G whose fixed point a solver looks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.adapters import Attending, bind
+from torchcbl.adapters.joining import attending_again
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.masks import real_positions
-from torchcbl.refinement import relative_change
+from torchcbl.eager import uncompiled
+from torchcbl.gradients import Problem
+from torchcbl.refinement import Path, move, norm
 from torchcbl.schedules import Psi, State, find_schedule
+from torchcbl.settings import Settings
+from torchcbl.solvers.base import Evaluation, Map
 from torchcbl.stages import Cut
 
 if TYPE_CHECKING:
@@ -25,53 +36,174 @@ class Rollout:
 
     Args:
         outputs: y_0..y_T.
-        residuals: (B,) for each step at which it was measured.
         returned: The backbone's own output at step T, y_T within it.
+        path: How the states moved, where that was measured.
     """
 
     outputs: list[Tensor]
-    residuals: list[Tensor]
     returned: object
+    path: Path | None = None
 
 
-@dataclass(frozen=True)
-class Roller:
-    """Run a loop's steps on one call.
+class LoopMap(Map):
+    """One call of a loop: what step 0 gave, and the map G from each step's state to the next.
+
+    What one step hands to the next is s = (c, h^(1)..h^(L)): c is y or z, whichever has fewer numbers (z where it is
+    made from a submodule), and the hidden states are there where the schedule carries them. As a vector, s is (B, N)
+    in at least float32.
 
     Args:
         net: The loop.
         call: The backbone's arguments.
+        cut: The cut that runs it.
         psi: One callable psi(h, z) per site, in execution order.
         tokens: What hands context tokens to attention layers, if an adapter has some.
     """
 
-    net: ContextLoop
-    call: Call
-    psi: Sequence[Psi]
-    tokens: Attending | None
+    def __init__(
+        self, net: ContextLoop, call: Call, cut: Cut, psi: Sequence[Psi], tokens: Attending | None = None
+    ) -> None:
+        self.net = net
+        self.call = call
+        self.cut = cut
+        self.adapters = psi
+        self.tokens = tokens
+        self.order = find_schedule(net.config.schedule)
+        self.alpha = net.config.alpha
+        self.first = cut.first(call)
+        self.output = net.read_output(self.first.returned)
+        """y_0."""
+        made_from = self.output if self.first.source is None else self.first.source
+        self.mask = real_positions(net.backbone, call, made_from, net.context.channel_dim)
+        self.psi = bind(psi, self.mask, tokens)
 
-    def run(self, cut: Cut, steps: int, measure: bool) -> Rollout:
-        """Run step 0 and then T steps, T at least 1; measure residuals where they cannot be told from the outputs."""
-        with cut.session():
-            return self._run(cut, steps, measure)
+    @property
+    def start(self) -> State:
+        """The state after step 0."""
+        carried = self.order.carries_hidden(self.alpha)
+        return State(self.first.returned, self.first.source, self.first.states if carried else ())
 
-    def _run(self, cut: Cut, steps: int, measure: bool) -> Rollout:
-        alpha, order = self.net.config.alpha, find_schedule(self.net.config.schedule)
-        read, context = self.net.read_output, self.net.context
-        first = cut.first(self.call)
-        carried = order.carries_hidden(alpha)
-        state = State(first.returned, first.source, first.states if carried else ())
-        outputs, residuals = [read(first.returned)], []
-        made_from = outputs[0] if first.source is None else first.source
-        mask = real_positions(self.net.backbone, self.call, made_from, context.channel_dim)
-        psi = bind(self.psi, mask, self.tokens)
+    def roll(self, steps: int, measure: bool) -> Rollout:
+        """Take T steps one after the other, T at least 1, and measure how the states moved if asked to."""
+        state, y = self.start, self.output
+        z = self.context(state, y)
+        parts, outputs, moves = self._parts(state, y, z), [y], []
+        start = norm(parts) if measure else None
         for step in range(1, steps + 1):
-            z = context(outputs[-1] if state.source is None else state.source, mask)
-            new = order.step(cut, first, state, z, psi, alpha, step)
-            if self.tokens is not None:
-                self.tokens.joined = None  # the context is none of the layers that see them
-            if measure and carried:
-                residuals.append(relative_change(new.hidden, state.hidden))
-            outputs.append(read(new.returned))
-            state = new
-        return Rollout(outputs, residuals, state.returned)
+            state = self.step(z, state, step)
+            y = self.net.read_output(state.returned)
+            outputs.append(y)
+            if step < steps or (measure and self.solves_z(y, z)):
+                z = self.context(state, y)
+            if measure:
+                old, parts = parts, self._parts(state, y, z)
+                moves.append(move(parts, old))
+        path = None if start is None else Path.from_moves(start, moves, outputs)
+        return Rollout(outputs, state.returned, path)
+
+    def context(self, state: State, y: Tensor) -> Tensor:
+        """Compute z_t from the state and y_t."""
+        z: Tensor = self.net.context(y if state.source is None else state.source, self.mask)
+        return z
+
+    def step(self, z: Tensor, state: State, step: int) -> State:
+        """Compute the state of step tau from the one before."""
+        new = self.order.step(self.cut, self.first, state, z, self.psi, self.alpha, step)
+        if self.tokens is not None:
+            self.tokens.joined = None  # the context is none of the layers that see them
+        return new
+
+    def solves_z(self, y: Tensor, z: Tensor) -> bool:
+        """Say whether z stands in the state, not y."""
+        return self.first.source is not None or z[:1].numel() < y[:1].numel()
+
+    def _parts(self, state: State, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        return (z if self.solves_z(y, z) else y, *state.hidden)
+
+    # As a map of vectors
+
+    def pack(self, state: State, y: Tensor) -> Tensor:
+        """Write a state as vectors (B, N)."""
+        parts = self._parts(state, y, self.context(state, y) if self.in_z else y)
+        flat = [part.flatten(1) for part in parts]
+        dtype = functools.reduce(torch.promote_types, [part.dtype for part in flat], torch.float32)
+        return flat[0].to(dtype) if len(flat) == 1 else torch.cat([part.to(dtype) for part in flat], dim=1)
+
+    def unpack(self, s: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Read c and the hidden states out of vectors (B, N)."""
+        parts = [
+            part.reshape(len(s), *like.shape[1:]).to(like.dtype)
+            for part, like in zip(torch.split(s, self.sizes, dim=1), self.like, strict=True)
+        ]
+        return parts[0], tuple(parts[1:])
+
+    def prepare(self) -> Tensor:
+        """Fix what s consists of, and return s_0 (B, N)."""
+        state, y = self.start, self.output
+        z = self.context(state, y)
+        self.in_z = self.solves_z(y, z)
+        self.like = self._parts(state, y, z)
+        self.sizes = [prod(part.shape[1:]) for part in self.like]
+        self.answer_is_s = len(self.like) == 1 and not self.in_z and self.first.returned is self.output
+        return self.pack(state, y)
+
+    def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
+        """Evaluate G: one step of the loop."""
+        c, hidden = self.unpack(s)
+        z = c if self.in_z else self.net.context(c, self.mask)
+        new = self.step(z, State(None, None, hidden), step)
+        y = self.net.read_output(new.returned)
+        return Evaluation(self.pack(new, y), y, new.returned)
+
+    def finish(self, s: Tensor, step: int) -> Evaluation:
+        """Return the answer that belongs to s: s itself where that is all the backbone returns, else a step from it."""
+        if not self.answer_is_s:
+            return super().finish(s, step)
+        y = self.unpack(s)[0]
+        return Evaluation(s, y, y)
+
+    def select(self, index: Tensor) -> LoopMap:
+        """Return the map of some of the samples."""
+        part = copy.copy(self)
+        part.first = self.cut.select(self.first, self.call, index)
+        part.mask = None if self.mask is None else self.mask[index]
+        part.psi = bind(self.adapters, part.mask, self.tokens)
+        return part
+
+    def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Put everything in place again for a step that is computed twice, without feeding statistics twice."""
+        return nullcontext(), self._repeating()
+
+    @contextmanager
+    def _repeating(self) -> Iterator[None]:
+        buffers = [*self.net.step_norm.buffers(), *_statistics(self.net.backbone)]
+        kept = [buffer.clone() for buffer in buffers]
+        try:
+            with self.cut.session(), attending_again(self.tokens):
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in zip(buffers, kept, strict=True):
+                    buffer.copy_(before)
+
+
+@uncompiled
+def solve_loop(g: LoopMap, settings: Settings) -> Rollout:
+    """Look for the fixed point of a call, by whatever solver, gradient rule and stopping rule."""
+    start = g.prepare()
+    compact = not g.net.training
+    problem = Problem(g, start, g.output, settings.solver, settings.halting, settings.steps, compact)
+    trace = settings.gradient.run(problem)
+    if trace.last is not None:
+        returned = trace.last.returned
+    elif isinstance(g.first.returned, Tensor) and g.first.returned is g.output:
+        returned = trace.output
+    else:  # the last outputs of samples that ended at different steps, in one object of the backbone's own
+        returned = g(trace.point, max(1, settings.steps)).returned
+        trace.outputs[-1] = g.net.read_output(returned)
+    return Rollout([g.output, *trace.outputs], returned, trace.path())
+
+
+def _statistics(backbone: nn.Module) -> list[Tensor]:
+    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]

@@ -153,6 +153,21 @@ def attending(adapters: Iterable[object]) -> Iterator[Attending | None]:
         _thread.attending = outer
 
 
+@contextlib.contextmanager
+def attending_again(mode: Attending | None) -> Iterator[None]:
+    """Watch attention calls as before, as when a step is computed again in the backward pass."""
+    if mode is None:
+        yield
+        return
+    outer = getattr(_thread, "attending", None)
+    _thread.attending = mode
+    try:
+        with mode:
+            yield
+    finally:
+        _thread.attending = outer
+
+
 def resuming() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """Remember which tokens are joined now; what is returned joins them again, in whatever thread it is entered."""
     mode: Attending | None = getattr(_thread, "attending", None)

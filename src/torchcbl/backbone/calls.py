@@ -70,6 +70,16 @@ class Call:
 
         return self.mapped(resize)
 
+    def selected(self, index: Tensor) -> Call:
+        """The same call with some of its samples, given their indices (b,)."""
+        size = self.batch_size()
+
+        def pick(value: object) -> object:
+            has_samples = isinstance(value, Tensor) and value.ndim and value.shape[0] == size
+            return value.index_select(0, index) if has_samples and isinstance(value, Tensor) else value
+
+        return self.mapped(pick)
+
     def mapped(self, change: Callable[[object], object]) -> Call:
         """The same call with every argument changed."""
         return Call(

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.layout import Layout
+from torchcbl.solvers.base import NotSelectableError
+from torchcbl.stages.selection import Rules, learn, select
 
 Visit = Callable[[int, Tensor], Tensor]
 """Called as visit(l, raw) when site l has been computed; what it returns is the h^(l) the network goes on with."""
@@ -80,6 +82,7 @@ class Cut(ABC):
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
+        self._selection: Rules | None = None
         self._tree = [
             (parent, name, child)
             for parent in backbone.modules()
@@ -120,6 +123,38 @@ class Cut(ABC):
     @abstractmethod
     def first(self, call: Call) -> FirstPass:
         """Run the whole backbone once (step 0) and keep what `rerun` needs."""
+
+    def select(self, first: FirstPass, call: Call, index: Tensor) -> FirstPass:
+        """Take samples out of step 0 of a call, given their indices (b,).
+
+        Raises:
+            NotSelectableError: The batch of this backbone cannot be taken apart.
+        """
+        batch, kept = len(first.states[0]), self.kept(first)
+        if self._selection is not None:
+            try:
+                return self.with_kept(first, select(kept, self._selection, index, batch))
+            except NotSelectableError:  # a call of another form
+                pass
+        self._selection = rules = self._learn_selection(first, call, batch)
+        return self.with_kept(first, select(kept, rules, index, batch))
+
+    def _learn_selection(self, first: FirstPass, call: Call, batch: int) -> Rules:
+        """Run step 0 on half of the batch and see where its samples are; a batch of one cannot tell."""
+        if batch < 2 or call.batch_size() != batch:
+            raise NotSelectableError
+        index = torch.arange(batch - batch // 2, device=first.states[0].device)
+        with torch.no_grad():
+            part = self.first(call.selected(index))
+            return learn(self.kept(first), self.kept(part), index, batch)
+
+    @abstractmethod
+    def kept(self, first: FirstPass) -> object:
+        """Return what `rerun` needs of step 0, in tuples, lists and dicts."""
+
+    @abstractmethod
+    def with_kept(self, first: FirstPass, kept: object) -> FirstPass:
+        """Return step 0 with something else in the place of what `kept` returned."""
 
     @abstractmethod
     def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:

@@ -8,9 +8,6 @@ hands it the calls is `interception.py`.
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.backbone.calls import Call
+from torchcbl.eager import uncompiled
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit
 from torchcbl.stages.interception import intercepting
 from torchcbl.stages.replay import Carry, Run
@@ -84,6 +82,24 @@ class ReplayedCut(Cut):
         returned = _uncompiled(run, carry.call)
         return Passed(returned, run.source if run.source is not None else first.source)
 
+    def kept(self, first: FirstPass) -> object:
+        """See `Cut.kept`."""
+        carry = first.carry
+        assert isinstance(carry, Carry)
+        call = carry.call
+        values = [value for _, value in carry.tape]
+        return first.states, first.source, call.args, call.kwargs, values, carry.start_returned
+
+    def with_kept(self, first: FirstPass, kept: object) -> FirstPass:
+        """See `Cut.with_kept`."""
+        carry = first.carry
+        assert isinstance(carry, Carry)
+        assert isinstance(kept, tuple)
+        states, source, args, kwargs, values, start_returned = kept
+        tape = [(caller, value) for (caller, _), value in zip(carry.tape, values, strict=True)]
+        carry = Carry(Call(args, kwargs), tape, start_returned, carry.noise)
+        return FirstPass(first.returned, source, states, carry)
+
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
         """Run an example and find what is written in place after it was kept; see `Cut.find_writes`."""
         run = Run(self, watch=True)
@@ -109,16 +125,7 @@ def _inside_script(backbone: nn.Module, name: str) -> bool:
     return bool(outer) and isinstance(backbone.get_submodule(outer), torch.jit.ScriptModule)
 
 
-@functools.cache
-def _outside_of_compile() -> Callable[[Run, Call], object]:
-    execute: Callable[[Run, Call], object] = torch.compiler.disable(Run.execute)  # type: ignore[no-untyped-call]
-    return execute
-
-
+@uncompiled
 def _uncompiled(run: Run, call: Call) -> object:
-    """Execute a run eagerly, also inside torch.compile, which cannot follow interceptors."""
-    # importing torch._dynamo takes a second, and nobody who has not loaded it is compiling
-    return _outside_of_compile()(run, call) if "torch._dynamo" in sys.modules else run.execute(call)
-
-
-_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
+    """Execute a run; torch.compile cannot follow interceptors."""
+    return run.execute(call)

@@ -77,6 +77,16 @@ class TracedCut(Cut):
         source = None if self.source is None else self._read_source(values.get(self.source.name, first.source))
         return Passed(put_in(self.returned, values), source)
 
+    def kept(self, first: FirstPass) -> object:
+        """See `Cut.kept`."""
+        return first.states, first.source, first.carry
+
+    def with_kept(self, first: FirstPass, kept: object) -> FirstPass:
+        """See `Cut.with_kept`."""
+        assert isinstance(kept, tuple)
+        states, source, carry = kept
+        return FirstPass(first.returned, source, states, carry)
+
     def _read_source(self, value: object) -> Tensor | None:
         return None if value is None or self.source is None else self.source_layout.read(value)
 

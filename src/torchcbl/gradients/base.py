@@ -1,0 +1,68 @@
+"""What a gradient rule is: how the answer of an iteration is made differentiable."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchcbl.halting import Halting
+from torchcbl.solvers.base import Map, Solver
+from torchcbl.solvers.iteration import Trace, iterate
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An iteration to be run.
+
+    Args:
+        g: The map.
+        start: s_0, (B, N).
+        output: y_0, (B, ...).
+        solver: Chooses the next iterate.
+        halting: Says who is done.
+        steps: T, at least 0.
+        compact: Whether finished samples leave the batch.
+    """
+
+    g: Map
+    start: Tensor
+    output: Tensor
+    solver: Solver
+    halting: Halting
+    steps: int
+    compact: bool = True
+
+    def iterate(self, steps: int | None = None, g: Map | None = None) -> Trace:
+        """Run it, with fewer steps or through another map if given."""
+        steps = self.steps if steps is None else steps
+        g = self.g if g is None else g
+        return iterate(g, self.start, self.output, self.solver, self.halting, steps, self.compact)
+
+
+class Gradient(ABC):
+    """Run an iteration so that its answer has a gradient; without gradients every rule is the iteration alone."""
+
+    name: str
+    needs_one_map = False
+    """Whether G must be the same at every step, so that there is a fixed point to speak of."""
+
+    def run(self, problem: Problem) -> Trace:
+        """Iterate; y_T in the trace has this rule's gradient."""
+        if problem.steps == 0 or not torch.is_grad_enabled():
+            return problem.iterate()
+        return self.differentiate(problem)
+
+    @abstractmethod
+    def differentiate(self, problem: Problem) -> Trace:
+        """Iterate with gradients, at least one step."""
+
+
+def attach(trace: Trace, g: Map, s: Tensor) -> Trace:
+    """Make what belongs to s (B, N), which has a gradient, the answer of an iteration that had none."""
+    last = g.finish(s, max(1, len(trace.outputs)))
+    trace.value, trace.output, trace.last = s, last.output, last
+    trace.outputs[-1] = last.output
+    return trace

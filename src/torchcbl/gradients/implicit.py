@@ -1,0 +1,185 @@
+"""The implicit function theorem's gradient at a fixed point."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchcbl.checks import check_above_zero, check_count
+from torchcbl.gradients.base import Gradient, Problem, attach
+from torchcbl.halting import Tolerance
+from torchcbl.refinement import Status
+from torchcbl.solvers import FunctionMap, Solver, find_solver, iterate
+from torchcbl.solvers.iteration import Trace
+
+Adjoint = Callable[[Tensor], Tensor]
+"""v -> u with u = v + J^T u, (B, N) each."""
+
+
+@dataclass(frozen=True)
+class Implicit(Gradient):
+    """Differentiate the fixed point itself, however it was found.
+
+        s* = G(s*, theta):   ds*/dtheta = (I - J)^{-1} dG/dtheta,   J = dG/ds at s*
+
+    The adjoint u = v + J^T u is solved for each sample, exactly by its Jacobian where the state is small, else by a
+    solver. Memory is that of one step, whatever T. It is the gradient of the fixed point, so it is only as right as
+    the answer is converged: see `Refinement.status`. The outputs before y_T have no gradient: give them no weight.
+
+    Args:
+        adjoint: "auto" (exact up to N = 32, else Anderson), "exact", or a solver by name or object.
+        tolerance: Relative residual to which a solver takes the adjoint.
+        steps: At most so many steps of that solver; a warning says when they were not enough.
+        order: How often the answer may be differentiated. 1 for training; 2 (or more) for gradients of gradients, for
+            one more evaluation each, exact adjoint only.
+
+    Raises:
+        ValueError: An option is out of its range, or `order` above 1 is asked of an adjoint that is not exact.
+
+    Source:
+        Bai et al. 2019, Deep Equilibrium Models, arXiv 1909.01377; Almeida 1987, Pineda 1987.
+
+    Example:
+        >>> Implicit(tolerance=1e-8)
+        Implicit(adjoint='auto', tolerance=1e-08, steps=100, order=1)
+    """
+
+    adjoint: str | Solver = "auto"
+    tolerance: float = 1e-6
+    steps: int = 100
+    order: int = 1
+    name = "implicit"
+    needs_one_map = True
+
+    def __post_init__(self) -> None:
+        check_above_zero("Implicit", "tolerance", self.tolerance)
+        check_count("Implicit", "steps", self.steps)
+        check_count("Implicit", "order", self.order)
+        if self.adjoint not in ("auto", "exact"):
+            find_solver(self.adjoint)
+
+    def differentiate(self, problem: Problem) -> Trace:
+        """Iterate without gradients, then attach the theorem's gradient to the answer."""
+        with torch.no_grad():
+            trace = problem.iterate()
+        size = problem.start.shape[1]
+        exact = self.adjoint == "exact" or (self.adjoint == "auto" and size <= _EXACT_UP_TO)
+        if self.order > 1 and not exact:
+            raise ValueError(
+                f"Implicit(order={self.order}) needs an exact adjoint, and a state of N = {size} has none by "
+                f"adjoint={self.adjoint!r}: pass adjoint='exact', make the context smaller, or use gradient='bptt'."
+            )
+        s = trace.value.detach().requires_grad_()
+        value = problem.g(s, problem.steps).value
+        trace.evaluations = trace.evaluations + self.order
+        if self.order > 1:
+            return attach(trace, problem.g, self._by_chords(problem, s, value))
+        solve = self._exact(value, s) if exact else self._by_solver(value, s)
+        answer: Tensor = _Attach.apply(value, solve)  # type: ignore[no-untyped-call]
+        return attach(trace, problem.g, answer)
+
+    def _by_chords(self, problem: Problem, s: Tensor, value: Tensor) -> Tensor:
+        """Newton steps with the inverse held fixed; each one makes one more order of derivatives right."""
+        eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+        inverse = torch.linalg.inv_ex(eye - _jacobian_rows(value, s))[0]
+        point = s.detach()
+        for _ in range(self.order):
+            residual = problem.g(point, problem.steps).value - point
+            point = point + (inverse @ residual[:, :, None])[:, :, 0]
+        return point
+
+    def _exact(self, value: Tensor, s: Tensor) -> Adjoint:
+        def solve(v: Tensor) -> Tensor:
+            system = torch.eye(s.shape[1], dtype=s.dtype, device=s.device) - _jacobian_rows(value, s).mT
+            u: Tensor = torch.linalg.solve_ex(system, v[:, :, None])[0][:, :, 0]
+            failed = ~u.isfinite().all(dim=1) & v.isfinite().all(dim=1)
+            if bool(failed.any()):
+                _warn(int(failed.sum()), len(u), "I - J is singular there")
+                u = torch.where(failed[:, None], v, u)
+            return u
+
+        return solve
+
+    def _by_solver(self, value: Tensor, s: Tensor) -> Adjoint:
+        solver = find_solver("anderson" if self.adjoint == "auto" else self.adjoint)
+
+        def solve(v: Tensor) -> Tensor:
+            g = FunctionMap(lambda u: v + _pull_back(value, s, u), v.shape)
+            trace = iterate(g, v, v, solver, Tolerance(self.tolerance), self.steps, compact=False)
+            failed = (trace.status != Status.converged) & v.isfinite().all(dim=1)
+            if bool(failed.any()):
+                worst = float(trace.residuals[-1][failed].max())
+                _warn(int(failed.sum()), len(v), f"its relative residual is up to {worst:.1e} after {self.steps} steps")
+            return trace.value
+
+        return solve
+
+
+_EXACT_UP_TO = 32
+
+
+class _Attach(torch.autograd.Function):
+    """G(s*) with the adjoint of the fixed point in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, solve: Adjoint) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.solve = solve
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, v: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            u = ctx.solve(v.detach())
+        if torch.is_grad_enabled():
+            once: Tensor = _Once.apply(v, u)  # type: ignore[no-untyped-call]
+            return once, None
+        return u, None
+
+
+class _Once(torch.autograd.Function):
+    """u, which cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, v: Tensor, u: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return u.view_as(u)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        raise NotImplementedError(
+            "gradient='implicit' was differentiated twice, but its adjoint is solved without a graph: pass "
+            "gradient=torchcbl.gradients.Implicit(adjoint='exact', order=2), or gradient='bptt'."
+        )
+
+
+def _pull_back(value: Tensor, s: Tensor, u: Tensor) -> Tensor:
+    """Return J^T u."""
+    if not value.requires_grad:
+        return torch.zeros_like(s)
+    (pulled,) = torch.autograd.grad(value, s, u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(s) if pulled is None else pulled
+
+
+def _jacobian_rows(value: Tensor, s: Tensor) -> Tensor:
+    """Return J, (B, N, N), by reverse mode along a graph that is there already: in one batch where torch can."""
+    basis = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)[:, None].expand(-1, *s.shape)
+    if not value.requires_grad or not s.numel():
+        return s.new_zeros(*s.shape, s.shape[1])
+    try:
+        (rows,) = torch.autograd.grad(value, s, basis, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    except (RuntimeError, NotImplementedError):  # torch has no batching rule for some part of G
+        rows = torch.stack([_pull_back(value, s, row) for row in basis])
+    return s.new_zeros(*s.shape, s.shape[1]) if rows is None else rows.movedim(0, 1)
+
+
+def _warn(failed: int, count: int, why: str) -> None:
+    warnings.warn(
+        f"the adjoint system of gradient='implicit' was not solved for {failed} of {count} samples ({why}), so their "
+        "gradients are inexact: raise Implicit(steps=...), use adjoint='exact' or another solver, or make the loop "
+        "contract (torchcbl.contraction measures it).",
+        RuntimeWarning,
+        stacklevel=2,
+    )

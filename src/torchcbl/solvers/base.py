@@ -1,0 +1,139 @@
+"""What a fixed-point problem and a solver are: G over a batch, and how the next iterate is chosen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Memory = object
+"""What a solver or a stopping rule remembers of each sample: tensors with the batch first, in tuples."""
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of G.
+
+    Args:
+        value: G(s), (B, N).
+        output: The y that belongs to it, (B, ...).
+        returned: What else came with it, as the backbone's own output.
+    """
+
+    value: Tensor
+    output: Tensor
+    returned: object = None
+
+
+class Map(ABC):
+    """G: a map of each sample's state s to the next, over a batch; a fixed point is an s* = G(s*)."""
+
+    @abstractmethod
+    def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
+        """Evaluate G at s (B, N), at step tau >= 1."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Map:
+        """Return G for some samples of the batch, given their indices (b,).
+
+        Raises:
+            NotSelectableError: The samples cannot be taken apart; they stay together then.
+        """
+
+    def advance(self, solver: Solver, memory: Memory, s: Tensor, value: Tensor, step: int) -> tuple[Tensor, Memory]:
+        """Return a solver's next iterate and what it remembers."""
+        return solver.step(memory, s, value, lambda point: self(point, step).value)
+
+    def finish(self, s: Tensor, step: int) -> Evaluation:
+        """Return what belongs to s (B, N) as the answer; its value is s."""
+        return self(s, step)._replace(value=s)
+
+    def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return contexts for an evaluation and for its repetition in the backward pass."""
+        return nullcontext(), nullcontext()
+
+
+class NotSelectableError(Exception):
+    """Samples cannot be taken out of a batch."""
+
+
+class FunctionMap(Map):
+    """G given by a function f(s, *args) of tensors with the batch first.
+
+    Args:
+        function: Called with s in its own shape (B, ...) and with `args`; returns that shape.
+        shape: The shape of s.
+        args: Further arguments; the tensors among them have the batch first.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], shape: Sequence[int], args: Sequence[object] = ()) -> None:
+        self.function = function
+        self.sizes = tuple(shape[1:])
+        self.args = tuple(args)
+
+    def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
+        """Evaluate f."""
+        new = self.function(s.reshape(-1, *self.sizes), *self.args)
+        if not isinstance(new, Tensor) or new.shape != (len(s), *self.sizes):
+            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise ValueError(f"the map returned {got} for a state of shape {(len(s), *self.sizes)}, expected the same.")
+        return Evaluation(new.flatten(1), new, new)
+
+    def finish(self, s: Tensor, step: int) -> Evaluation:
+        """Return s itself, in its own shape."""
+        del step
+        output = s.reshape(-1, *self.sizes)
+        return Evaluation(s, output, output)
+
+    def select(self, index: Tensor) -> FunctionMap:
+        """Return f with the rows of its arguments."""
+        args = [value[index] if isinstance(value, Tensor) else value for value in self.args]
+        return FunctionMap(self.function, (len(index), *self.sizes), args)
+
+
+class Solver(ABC):
+    """Choose the next iterate of s = G(s), for each sample by itself.
+
+    A solver is plain data; what it remembers of a run is handed from step to step, so that threads may share one.
+    """
+
+    name: str
+
+    def init(self, s: Tensor) -> Memory:
+        """Return what is remembered before the first evaluation, for states s (B, N)."""
+        del s
+        return ()
+
+    @abstractmethod
+    def step(self, memory: Memory, s: Tensor, value: Tensor, g: Callable[[Tensor], Tensor]) -> tuple[Tensor, Memory]:
+        """Return the next iterate (B, N) and what is remembered.
+
+        Args:
+            memory: What the step before returned.
+            s: The present iterate, (B, N).
+            value: G(s), (B, N).
+            g: G itself, for a solver that needs more than its value.
+        """
+
+    def extra_evaluations(self, size: int) -> int:
+        """Return how many evaluations of G a step costs beyond the value it is given, for states of N = `size`."""
+        del size
+        return 0
+
+    def check_size(self, size: int) -> None:
+        """Refuse states that are too large for this solver."""
+        del size
+
+
+def select_memory(memory: Memory, index: Tensor) -> Memory:
+    """Keep what is remembered of some samples."""
+    return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, memory)
+
+
+def keep_finite(new: Tensor, fallback: Tensor) -> Tensor:
+    """Replace the samples (B, N) that hold NaN or infinity by those of `fallback`."""
+    return torch.where(new.detach().isfinite().all(dim=1, keepdim=True), new, fallback)

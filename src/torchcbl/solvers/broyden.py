@@ -1,0 +1,69 @@
+"""Broyden's method with a limited memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchcbl.checks import check_count
+from torchcbl.solvers.base import Memory, Solver, keep_finite
+
+
+@dataclass(frozen=True)
+class Broyden(Solver):
+    """Learn the inverse Jacobian of the residual from the steps that were taken ("good" Broyden).
+
+        r(s) = G(s) - s,   s_{t+1} = s_t - H_t r_t,   H_0 = -I,
+        H_{t+1} = H_t + (ds - H_t dr) ds^T H_t / (ds^T H_t dr)
+
+    Superlinear near the fixed point, also where G is no contraction; it needs nothing but values of G. H is kept as
+    -I and `memory` rank-one terms, of which the oldest is dropped.
+
+    Args:
+        memory: How many rank-one terms are kept for each sample, at least 1: 2 `memory` N numbers.
+
+    Raises:
+        ValueError: `memory` is below 1.
+
+    Source:
+        Broyden 1965; limited memory: Kelley 1995, Iterative Methods for Linear and Nonlinear Equations, chapter 7.
+
+    Example:
+        >>> Broyden()
+        Broyden(memory=20)
+    """
+
+    memory: int = 20
+    name = "broyden"
+
+    def __post_init__(self) -> None:
+        check_count("Broyden", "memory", self.memory)
+
+    def step(self, memory: Memory, s: Tensor, value: Tensor, g: Callable[[Tensor], Tensor]) -> tuple[Tensor, Memory]:
+        """Return s - H r after H has learnt from the last step."""
+        del g
+        residual = value - s
+        if not memory:
+            nothing = s.new_zeros(len(s), 0, s.shape[1])
+            return value, (s, residual, nothing, nothing)
+        assert isinstance(memory, tuple)
+        old_s, old_residual, left, right = memory
+        moved, change = s - old_s, residual - old_residual
+        h_change = _apply(left, right, change)
+        moved_h = _apply(right, left, moved)  # ds^T H
+        denominator = (moved_h * change).sum(dim=1, keepdim=True)
+        size = moved_h.norm(dim=1, keepdim=True) * change.norm(dim=1, keepdim=True)
+        usable = denominator.abs() > torch.finfo(s.dtype).eps * size
+        column = torch.where(usable, (moved - h_change) / torch.where(usable, denominator, 1.0), 0.0)
+        left = torch.cat([left, column[:, None]], dim=1)[:, -self.memory :]
+        right = torch.cat([right, moved_h[:, None]], dim=1)[:, -self.memory :]
+        new = s - _apply(left, right, residual)
+        return keep_finite(new, value), (s, residual, left, right)
+
+
+def _apply(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
+    """Apply -I + sum_i left_i right_i^T to x (B, N)."""
+    return (left.mT @ (right @ x[:, :, None]))[:, :, 0] - x
