@@ -500,3 +500,22 @@ def test_building_a_loop_writes_into_no_buffer() -> None:
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     net.refine(IMAGES)
     assert int(backbone.norm.num_batches_tracked) == 1
+
+
+class _Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.count = self.count + 1
+        return x
+
+
+def test_buffers_that_forward_replaces_are_the_same_tensors_after_building() -> None:
+    backbone = nn.Sequential(nn.Linear(4, 4), _Counting(), nn.Linear(4, 3)).train()
+    count = backbone[1].count
+    cbl.ContextLoop(backbone, "0", torch.randn(2, 4))
+    assert backbone[1].count is count
+    assert int(count) == 0

@@ -93,7 +93,7 @@ def test_damage_is_refused_by_name(net: cbl.ContextLoop, folder: Path, tmp_path:
     (folder / "config.json").write_text(
         json.dumps({"format": 99, "loop": {"sites": []}, "backbone": {"tensors": {}}, "added": {}})
     )
-    with pytest.raises(ValueError, match="has format 99, expected 1"):
+    with pytest.raises(ValueError, match="has format 99, expected 2"):
         cbl.load(folder, net.backbone)
     with pytest.raises(FileNotFoundError, match=r"no config.json in .*: pass the folder that net.save"):
         cbl.load(tmp_path / "nowhere", net.backbone)

@@ -13,35 +13,48 @@ if TYPE_CHECKING:
     from torchcbl.audit import Audit
     from torchcbl.backbone.site import Site, sites
     from torchcbl.context import Context
+    from torchcbl.halting import Agreement, Confidence, Tolerance
     from torchcbl.loop import ContextLoop
     from torchcbl.loss import refinement_loss
     from torchcbl.refinement import Refinement, Status
     from torchcbl.sharing.storage import load
+    from torchcbl.theory.contraction import contraction
+    from torchcbl.theory.contractive import make_contractive
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Agreement",
     "Audit",
+    "Confidence",
     "Context",
     "ContextLoop",
     "Refinement",
     "Site",
     "Status",
+    "Tolerance",
+    "contraction",
     "load",
+    "make_contractive",
     "refinement_loss",
     "sites",
 ]
 
 _HOMES = {
     "Adapter": "torchcbl.adapters",
+    "Agreement": "torchcbl.halting",
     "Audit": "torchcbl.audit",
+    "Confidence": "torchcbl.halting",
     "Context": "torchcbl.context",
     "ContextLoop": "torchcbl.loop",
     "Refinement": "torchcbl.refinement",
     "Site": "torchcbl.backbone.site",
     "Status": "torchcbl.refinement",
+    "Tolerance": "torchcbl.halting",
+    "contraction": "torchcbl.theory.contraction",
     "load": "torchcbl.sharing.storage",
+    "make_contractive": "torchcbl.theory.contractive",
     "refinement_loss": "torchcbl.loss",
     "sites": "torchcbl.backbone.site",
 }

@@ -59,6 +59,7 @@ class Audit:
         steps: T it holds for.
         alpha: alpha it holds for.
         step_norm: How batch norms normalise at the steps, empty when none is in the replayed part.
+        solving: Solver, gradient rule and stopping rule, as far as they are not the plain loop's.
         cut: "traced" or "replayed", with the reason for the latter.
         backbone_parameters: Parameters of the backbone.
         added_parameters: Parameters of adapters and context together.
@@ -72,6 +73,7 @@ class Audit:
     steps: int
     alpha: float
     step_norm: str
+    solving: str
     cut: str
     backbone_parameters: int
     added_parameters: int
@@ -85,7 +87,7 @@ class Audit:
 
     @property
     def cost(self) -> float:
-        """FLOPs of y_T relative to those of y_0: 1 + T * share."""
+        """FLOPs of y_T relative to those of y_0: 1 + T * share, when all T steps are taken, one evaluation each."""
         return 1.0 + self.steps * self.flops_step / self.flops_first if self.flops_first else float("nan")
 
     def describe(self, title: str = "Audit", measures: bool = True) -> str:
@@ -102,7 +104,8 @@ class Audit:
         norm = f", step_norm={self.step_norm}" if self.step_norm else ""
         added, backbone = self.added_parameters, self.backbone_parameters
         share = f" ({added / backbone:.1%})" if backbone else ""
-        settings = f"{self.schedule}, steps={self.steps}, alpha={self.alpha:g}{norm}"
+        solving = f", {self.solving}" if self.solving else ""
+        settings = f"{self.schedule}, steps={self.steps}, alpha={self.alpha:g}{norm}{solving}"
         return "\n".join(
             [
                 f"{title}({self.backbone}, {settings}, {self.cut})",
@@ -167,6 +170,7 @@ def audit_loop(net: ContextLoop, call: Call) -> Audit:
         steps=config.steps,
         alpha=config.alpha,
         step_norm=config.step_norm if net.has_batch_norm else "",
+        solving=config.settings.describe(),
         cut=cut,
         backbone_parameters=_count(net.backbone.parameters()),
         added_parameters=_count(added),

@@ -161,6 +161,8 @@ class ContextLoop(Trainable, Shareable):
             {module_key(site.name): module for site, module in zip(self.sites, modules, strict=True)}
         ).to(*placement(backbone, call))
         self.backbone_frozen = False
+        self.contractive: float | None = None
+        """The gamma that `torchcbl.make_contractive` holds the loop to, if it was called."""
         self.config = LoopConfig(
             steps=settings.steps,
             settings=settings,

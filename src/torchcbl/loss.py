@@ -24,7 +24,8 @@ def refinement_loss(
 
         L = sum_{tau=0}^{T} lambda_tau * criterion(y_tau, target)                 (Eq. 9)
 
-    Its gradients are those of backpropagation through time: all steps are in the graph.
+    Its gradients are those of the loop's gradient rule; with the default, backpropagation through time, all steps are
+    in the graph. A sample that was done early keeps the weights: its last output stands for its remaining steps.
 
     Args:
         refinement: What `net.refine(x)` returned: outputs y_0..y_T.
@@ -37,7 +38,8 @@ def refinement_loss(
         The loss, a scalar tensor.
 
     Raises:
-        ValueError: The weights' name is unknown, their number is not T + 1, one is negative, or they do not sum to 1.
+        ValueError: The weights' name is unknown, their number is not T + 1, one is negative, they do not sum to 1, or
+            they weight an output that the loop's gradient rule leaves without a gradient.
         TypeError: They are no numbers.
 
     Source:
@@ -55,11 +57,14 @@ def refinement_loss(
             f"refinement_loss needs what net.refine(x) returns, got {type(refinement).__name__}: net(x) is y_T alone."
         )
     lambdas = lambda_weights(weights, len(refinement.outputs) - 1)
-    terms = [
-        weight * criterion(output, target)
-        for weight, output in zip(lambdas, refinement.outputs, strict=True)
-        if weight != 0.0
-    ]
+    _check_gradients(refinement.outputs, lambdas)
+    shares: dict[
+        int, float
+    ] = {}  # a finished sample's last output stands for its remaining steps: one object, one loss
+    for weight, output in zip(lambdas, refinement.outputs, strict=True):
+        shares[id(output)] = shares.get(id(output), 0.0) + weight
+    distinct = {id(output): output for output in refinement.outputs}
+    terms = [weight * criterion(distinct[key], target) for key, weight in shares.items() if weight != 0.0]
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -68,6 +73,19 @@ def refinement_loss(
             f"criterion returned shape {tuple(total.shape)}, expected a scalar: use reduction='mean' or 'sum'."
         )
     return total
+
+
+def _check_gradients(outputs: Sequence[Tensor], lambdas: Sequence[float]) -> None:
+    """Refuse weights on outputs between the first and the last that have no gradient where the last one has."""
+    if not outputs[-1].requires_grad:
+        return
+    lost = [tau for tau in range(1, len(outputs) - 1) if lambdas[tau] and not outputs[tau].requires_grad]
+    if lost:
+        raise ValueError(
+            f"weights give lambda_{lost[0]} = {lambdas[lost[0]]:.3g} to y_{lost[0]}, which has no gradient: "
+            "gradient='implicit', 'phantom' and 'truncated' differentiate y_T (and y_0) alone. Pass weights='last', or "
+            "use gradient='bptt' or 'checkpointed', which differentiate every step."
+        )
 
 
 def lambda_weights(weights: Weights, steps: int) -> list[float]:

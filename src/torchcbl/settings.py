@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from torchcbl.arguments import check_steps
 from torchcbl.gradients import Bptt, Gradient, find_gradient
 from torchcbl.halting import Halting, Never, check_halting
@@ -80,9 +82,20 @@ class Settings:
         )
 
     @property
+    def takes_every_step(self) -> bool:
+        """Whether T steps are taken one after the other, whatever comes out."""
+        return self.solver == Picard() and isinstance(self.halting, Never)
+
+    @property
     def is_plain(self) -> bool:
-        """Whether this is the plain loop: T steps, one after the other, differentiated through all of them."""
-        return self.solver == Picard() and isinstance(self.gradient, Bptt) and isinstance(self.halting, Never)
+        """Whether this is the plain loop: every step taken, and differentiated through all of them if at all."""
+        return self.takes_every_step and (isinstance(self.gradient, Bptt) or not torch.is_grad_enabled())
+
+    def describe(self) -> str:
+        """Name what is not as in the plain loop; empty for that."""
+        rules = {"solver": self.solver, "gradient": self.gradient, "halting": self.halting}
+        plain = {"solver": Picard(), "gradient": Bptt(), "halting": Never()}
+        return ", ".join(f"{name}={rule!r}" for name, rule in rules.items() if rule != plain[name])
 
     @property
     def needs_one_map(self) -> bool:

@@ -129,6 +129,7 @@ def _settings(net: ContextLoop, audit: Audit) -> dict[str, str]:
         "step_norm": _code(audit.step_norm) if audit.step_norm else "no batch norm above the lowest site",
         "context": f"{context.dim} features of {_code(context.source)}{per}{detached}{own}",
         "cut": _code(audit.cut),
+        **({"solving": _code(audit.solving)} if audit.solving else {}),
     }
 
 

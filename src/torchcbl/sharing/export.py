@@ -36,7 +36,8 @@ def export_program(
         A program whose `.module()` is called as the loop is.
 
     Raises:
-        ValueError: The backbone cannot be exported like this; the message names the module where it fails.
+        ValueError: The backbone cannot be exported like this; the message names the module where it fails. Or the loop
+            stops by a rule, or is solved otherwise than step by step.
 
     Example:
         >>> from torchcbl import ContextLoop
@@ -47,6 +48,7 @@ def export_program(
         >>> torch.equal(program.module()(x), net(x))
         True
     """
+    _check_unrolls(net)
     call = _call(net, example)
     named = _with_named_arguments(net, call)
     modes = [(module, module.training) for module in net.modules()]
@@ -81,7 +83,8 @@ def export_onnx(
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: The backbone cannot be exported like this; the message names the module where it fails.
+        ValueError: The backbone cannot be exported like this; the message names the module where it fails. Or the loop
+            stops by a rule, or is solved otherwise than step by step.
     """
     try:
         import onnx  # noqa: F401
@@ -97,6 +100,15 @@ def export_onnx(
     target = Path(path)
     write_atomically(target, written.model_proto.SerializeToString())
     return target
+
+
+def _check_unrolls(net: ContextLoop) -> None:
+    if not net.config.settings.takes_every_step:
+        raise ValueError(
+            f"a loop with {net.config.settings.describe()} takes as many steps as the data wants, and an export has a "
+            "fixed number: load it for export with cbl.load(folder, backbone, solver='picard', halting=Never()) from "
+            "torchcbl.halting, which takes all T steps."
+        )
 
 
 def _call(net: ContextLoop, example: Example | None) -> Call:

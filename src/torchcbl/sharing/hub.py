@@ -14,6 +14,8 @@ from torch import nn
 from torchcbl import __version__
 from torchcbl.adapters import AdapterChoice
 from torchcbl.context import Context
+from torchcbl.halting import Halting
+from torchcbl.settings import GradientChoice, SolverChoice
 from torchcbl.sharing.card import model_card
 from torchcbl.sharing.manifest import CONFIG
 from torchcbl.sharing.storage import ADDED, BACKBONE, load
@@ -92,6 +94,9 @@ def from_pretrained(
     endpoint: str | None = None,
     adapter: AdapterChoice | None = None,
     context: Context | None = None,
+    solver: SolverChoice | None = None,
+    gradient: GradientChoice | None = None,
+    halting: Halting | None = None,
 ) -> ContextLoop:
     """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.load` for what must agree.
 
@@ -105,6 +110,9 @@ def from_pretrained(
         endpoint: Address of the hub; None for `HF_ENDPOINT` or https://huggingface.co.
         adapter: The adapters' classes or factories when they were not named ones: code is never downloaded.
         context: The context when it had a `map` of its own, for the same reason.
+        solver: Another solver than it was saved with.
+        gradient: Another gradient rule.
+        halting: Another stopping rule.
 
     Returns:
         The loop, in the backbone's train or eval mode.
@@ -129,7 +137,7 @@ def from_pretrained(
         folder = _download(source, revision, cache_dir, _api(token, endpoint))
     elif revision is not None:
         raise ValueError(f"'{source}' is a folder here, which has no revision {revision!r}: leave `revision` out.")
-    return load(folder, backbone, adapter=adapter, context=context)
+    return load(folder, backbone, adapter=adapter, context=context, solver=solver, gradient=gradient, halting=halting)
 
 
 def _download(

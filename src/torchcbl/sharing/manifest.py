@@ -11,12 +11,13 @@ from torchcbl.adapters import CUSTOM
 from torchcbl.backbone.layout import Key
 from torchcbl.context import Context
 from torchcbl.sharing.fingerprint import Inventory, inventory
+from torchcbl.sharing.options import describe_option, restore_option
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
 
 CONFIG = "config.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class LoopEntry(TypedDict):
@@ -33,6 +34,11 @@ class LoopEntry(TypedDict):
     output: Key | None
     cut: str
     example: dict[str, object]
+    solver: object
+    gradient: object
+    halting: object
+    raise_on: list[str]
+    contractive: float | None
 
 
 BackboneEntry = TypedDict("BackboneEntry", {"class": str, "included": bool, "tensors": Inventory})
@@ -64,6 +70,11 @@ def make_manifest(net: ContextLoop, added: Inventory, include_backbone: bool) ->
             "output": config.output,
             "cut": net.plan.kind,
             "example": config.example,
+            "contractive": net.contractive,
+            "solver": describe_option(config.settings.solver),
+            "gradient": describe_option(config.settings.gradient),
+            "halting": describe_option(config.settings.halting),
+            "raise_on": list(config.settings.raise_on),
         },
         "backbone": {
             "class": type(net.backbone).__name__,
@@ -113,6 +124,11 @@ _LOOP_TYPES: dict[str, tuple[type, ...]] = {
     "output": (str, int, type(None)),
     "cut": (str,),
     "example": (dict,),
+    "solver": (str, dict),
+    "gradient": (str, dict),
+    "halting": (str, dict),
+    "raise_on": (list,),
+    "contractive": (int, float, type(None)),
 }
 
 
@@ -127,6 +143,8 @@ def _check(config) -> None:  # type: ignore[no-untyped-def]
     if loop["context"]["map"] not in (None, CUSTOM):
         raise TypeError(f"loop.context.map is {loop['context']['map']!r}")
     saved_context(loop)
+    for key in ("solver", "gradient", "halting"):
+        restore_option(loop[key])
     if not isinstance(backbone["included"], bool):
         raise TypeError(f"backbone.included is {backbone['included']!r}")
     for name, row in [*backbone["tensors"].items(), *config["added"].items()]:

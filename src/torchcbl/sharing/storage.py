@@ -16,8 +16,11 @@ from torchcbl.adapters import CUSTOM, AdapterChoice, restore_adapters
 from torchcbl.backbone.calls import synthesise
 from torchcbl.context import Context
 from torchcbl.files import write_atomically
+from torchcbl.halting import Halting
+from torchcbl.settings import GradientChoice, SolverChoice
 from torchcbl.sharing.fingerprint import Inventory, check_backbone, differences, inventory, refuse
 from torchcbl.sharing.manifest import CONFIG, LoopEntry, make_manifest, read_manifest, saved_context
+from torchcbl.sharing.options import choose_option
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
@@ -60,6 +63,9 @@ def load(
     *,
     adapter: AdapterChoice | None = None,
     context: Context | None = None,
+    solver: SolverChoice | None = None,
+    gradient: GradientChoice | None = None,
+    halting: Halting | None = None,
 ) -> ContextLoop:
     """Put a saved loop around a backbone.
 
@@ -71,6 +77,9 @@ def load(
         backbone: The network to put the loop around.
         adapter: The adapters' classes or factories when they were not named ones: code is never read from a file.
         context: The context when it had a `map` of its own, for the same reason.
+        solver: Another solver than it was saved with; needed where that was one of the caller's own.
+        gradient: Another gradient rule, likewise.
+        halting: Another stopping rule, likewise.
 
     Returns:
         The loop, in the backbone's train or eval mode.
@@ -107,6 +116,10 @@ def load(
         loop["steps"],
         loop["alpha"],
         loop["schedule"],
+        solver=choose_option("solver", loop["solver"], solver),
+        gradient=choose_option("gradient", loop["gradient"], gradient),
+        halting=choose_option("halting", loop["halting"], halting),  # type: ignore[arg-type]
+        raise_on=loop["raise_on"],
         step_norm=loop["step_norm"],
         channel_dim=loop["channel_dim"],
         output=loop["output"],
@@ -120,6 +133,10 @@ def load(
     assert all(name.startswith("backbone.") for name in missing)
     if weights is not None:  # last, so that whatever is refused leaves the backbone as it was
         backbone.load_state_dict(weights)
+    if loop["contractive"] is not None:
+        from torchcbl.theory.contractive import make_contractive
+
+        make_contractive(net, loop["contractive"])
     return net
 
 

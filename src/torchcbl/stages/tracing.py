@@ -65,13 +65,19 @@ def trace(
 
 @contextlib.contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Give every buffer its value back: tracing runs what writes into them, as batch norms of timm do that count."""
-    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    """Give every buffer its tensor and value back: tracing runs what writes into them, as batch norms that count."""
+    before = [
+        (owner, name, buffer, buffer.detach().clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
+            for owner, name, buffer, value in before:
+                owner._buffers[name] = buffer
                 if not torch.equal(buffer, value):  # versions do not tell: batch norm writes past them
                     buffer.copy_(value)
 
