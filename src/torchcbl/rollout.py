@@ -182,9 +182,8 @@ class LoopMap(Map):
             with self.cut.session(), attending_again(self.tokens):
                 yield
         finally:
-            with torch.no_grad():
-                for buffer, before in zip(buffers, kept, strict=True):
-                    buffer.copy_(before)
+            for buffer, before in zip(buffers, kept, strict=True):
+                buffer.data.copy_(before)  # past the version counter: the repeated graph has saved these buffers
 
 
 @uncompiled
