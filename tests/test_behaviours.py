@@ -16,6 +16,7 @@ from subject import Subject
 from torchcbl.adapters import Film
 from torchcbl.audit import Audit
 from torchcbl.backbone.calls import Call
+from torchcbl.settings import Settings
 
 
 def _batch(size: int) -> dict[str, Tensor]:
@@ -23,7 +24,7 @@ def _batch(size: int) -> dict[str, Tensor]:
 
 
 SMALL = Subject(Positions, ("embed", "norm"), _batch, context={"detach": True})
-FILM, REFINE, RUN, AUDIT = Film.forward, cbl.ContextLoop.refine, cbl.ContextLoop.run, cbl.ContextLoop.audit
+FILM, REFINE, SOLVE, AUDIT = Film.forward, cbl.ContextLoop.refine, cbl.ContextLoop.solve, cbl.ContextLoop.audit
 LOAD = cbl.load
 
 
@@ -33,10 +34,10 @@ def _all_dead(net: cbl.ContextLoop, *example: object) -> Audit:
     return dataclasses.replace(audit, adapters=dead)
 
 
-def _run_again(net: cbl.ContextLoop, call: Call, steps: int, *rest: object, **options: object) -> object:
-    for _ in range(steps):
+def _run_again(net: cbl.ContextLoop, call: Call, settings: Settings, *rest: object, **options: object) -> object:
+    for _ in range(settings.steps):
         call.run(net.backbone)
-    return RUN(net, call, steps, *rest, **options)  # type: ignore[arg-type]
+    return SOLVE(net, call, settings, *rest, **options)  # type: ignore[arg-type]
 
 
 def _load_changed(*args: object) -> cbl.ContextLoop:
@@ -59,7 +60,7 @@ FAULTS: dict[str, tuple[object, str, Callable[..., object], str]] = {
     "batch_independence": (Film, "forward", lambda self, h, z: FILM(self, h, z) + h.mean(0), "sample 0 alone differs"),
     "save_load_round_trip": (cbl, "load", _load_changed, "the loaded loop gives other numbers"),
     "deepcopy_and_pickle": (LOOP, "__deepcopy__", lambda self, memo: self, "the deepcopy shares weights"),
-    "prefix_flops": (LOOP, "run", _run_again, "what is below 'embed' is read 2 times in 0 and 8 in 3 steps"),
+    "prefix_flops": (LOOP, "solve", _run_again, "what is below 'embed' is read 2 times in 0 and 8 in 3 steps"),
     "train_eval_mode": (LOOP, "train", lambda self, mode=True: self, "does not reach every module"),
     "repr_tells": (LOOP, "__repr__", nn.Module.__repr__, "repr lacks"),
 }
