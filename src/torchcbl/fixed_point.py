@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from torchcbl.arguments import check_steps
@@ -44,7 +45,8 @@ def fixed_point(
         `Trace`: `output` is the answer, (B, ...), with `residuals`, `steps`, `status` and `evaluations` per sample.
 
     Raises:
-        ValueError: An option is out of its range, f returns another shape, or the state is too large for the solver.
+        ValueError: An option is out of its range, f returns another shape, a tensor of `args` has not the batch first,
+            or the state is too large for the solver.
         TypeError: An option is of the wrong type.
 
     Example:
@@ -56,9 +58,14 @@ def fixed_point(
     if not isinstance(start, Tensor) or start.ndim < 2 or not start.is_floating_point():
         got = f"{start.dtype} {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
         raise ValueError(f"start must be a floating-point tensor (B, ...) of at least two axes, got {got}.")
-    g = FunctionMap(function, start.shape, args)
+    for position, value in enumerate(args):
+        if isinstance(value, Tensor) and value.shape[:1] != start.shape[:1]:
+            raise ValueError(
+                f"args[{position}] has shape {tuple(value.shape)}, expected {len(start)} samples first, as start has: "
+                "what all samples share is read by the function itself (a closure or functools.partial)."
+            )
+    g = FunctionMap(function, start.shape, args, start.dtype)
+    vectors = start.flatten(1).to(torch.promote_types(start.dtype, torch.float32))
     rule = find_gradient(gradient)
-    problem = Problem(
-        g, start.flatten(1), start, find_solver(solver), check_halting(halting), check_steps(steps), compact
-    )
+    problem = Problem(g, vectors, start, find_solver(solver), check_halting(halting), check_steps(steps), compact)
     return rule.run(problem)

@@ -58,8 +58,9 @@ class Anderson(Solver):
             return torch.lerp(value, s, self.damping), (value, residual, nothing, nothing)
         assert isinstance(memory, tuple)
         old_value, old_residual, values, residuals = memory
-        values = torch.cat([values, (value - old_value)[:, None]], dim=1)[:, -self.memory :]
-        residuals = torch.cat([residuals, (residual - old_residual)[:, None]], dim=1)[:, -self.memory :]
+        kept = min(self.memory, s.shape[1])  # more than N differences are dependent
+        values = torch.cat([values, (value - old_value)[:, None]], dim=1)[:, -kept:]
+        residuals = torch.cat([residuals, (residual - old_residual)[:, None]], dim=1)[:, -kept:]
         weights = self._least_squares(residuals, residual)
         new = value - (weights @ values)[:, 0]
         if self.damping:

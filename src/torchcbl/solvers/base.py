@@ -45,8 +45,18 @@ class Map(ABC):
         """
 
     def advance(self, solver: Solver, memory: Memory, s: Tensor, value: Tensor, step: int) -> tuple[Tensor, Memory]:
-        """Return a solver's next iterate and what it remembers."""
-        return solver.step(memory, s, value, lambda point: self(point, step).value)
+        """Return a solver's next iterate and what it remembers; its own arithmetic stays in the precision of s."""
+        inside, outside = _autocast(s.device.type)
+
+        def evaluate(point: Tensor) -> Tensor:
+            with inside:
+                return self(point, step).value
+
+        with outside:
+            return solver.step(memory, s, value, evaluate)
+
+    finish_evaluations: int = 1
+    """How often `finish` evaluates G."""
 
     def finish(self, s: Tensor, step: int) -> Evaluation:
         """Return what belongs to s (B, N) as the answer; its value is s."""
@@ -55,6 +65,13 @@ class Map(ABC):
     def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return contexts for an evaluation and for its repetition in the backward pass."""
         return nullcontext(), nullcontext()
+
+
+def _autocast(device: str) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return contexts that put autocast back as it is now, and that switch it off."""
+    if not torch.is_autocast_enabled(device):
+        return nullcontext(), nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device)), torch.autocast(device, enabled=False)
 
 
 class NotSelectableError(Exception):
@@ -68,31 +85,44 @@ class FunctionMap(Map):
         function: Called with s in its own shape (B, ...) and with `args`; returns that shape.
         shape: The shape of s.
         args: Further arguments; the tensors among them have the batch first.
+        dtype: What f is called with and returns; None for that of the vectors.
     """
 
-    def __init__(self, function: Callable[..., Tensor], shape: Sequence[int], args: Sequence[object] = ()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        shape: Sequence[int],
+        args: Sequence[object] = (),
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.function = function
         self.sizes = tuple(shape[1:])
         self.args = tuple(args)
+        self.dtype = dtype
 
     def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
         """Evaluate f."""
-        new = self.function(s.reshape(-1, *self.sizes), *self.args)
+        new = self.function(self._unpack(s), *self.args)
         if not isinstance(new, Tensor) or new.shape != (len(s), *self.sizes):
             got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(f"the map returned {got} for a state of shape {(len(s), *self.sizes)}, expected the same.")
-        return Evaluation(new.flatten(1), new, new)
+        return Evaluation(new.flatten(1).to(s.dtype), new, new)
+
+    finish_evaluations = 0
 
     def finish(self, s: Tensor, step: int) -> Evaluation:
         """Return s itself, in its own shape."""
         del step
-        output = s.reshape(-1, *self.sizes)
+        output = self._unpack(s)
         return Evaluation(s, output, output)
+
+    def _unpack(self, s: Tensor) -> Tensor:
+        return s.reshape(len(s), *self.sizes).to(s.dtype if self.dtype is None else self.dtype)
 
     def select(self, index: Tensor) -> FunctionMap:
         """Return f with the rows of its arguments."""
         args = [value[index] if isinstance(value, Tensor) else value for value in self.args]
-        return FunctionMap(self.function, (len(index), *self.sizes), args)
+        return FunctionMap(self.function, (len(index), *self.sizes), args, self.dtype)
 
 
 class Solver(ABC):

@@ -20,7 +20,7 @@ class Broyden(Solver):
         H_{t+1} = H_t + (ds - H_t dr) ds^T H_t / (ds^T H_t dr)
 
     Superlinear near the fixed point, also where G is no contraction; it needs nothing but values of G. H is kept as
-    -I and `memory` rank-one terms, of which the oldest is dropped.
+    -I and `memory` rank-one terms; when they are used up, it starts again from -I.
 
     Args:
         memory: How many rank-one terms are kept for each sample, at least 1: 2 `memory` N numbers.
@@ -52,14 +52,16 @@ class Broyden(Solver):
         assert isinstance(memory, tuple)
         old_s, old_residual, left, right = memory
         moved, change = s - old_s, residual - old_residual
+        if left.shape[1] == self.memory:  # each term is relative to those before it: dropping one alone spoils the rest
+            left, right = left[:, :0], right[:, :0]
         h_change = _apply(left, right, change)
         moved_h = _apply(right, left, moved)  # ds^T H
         denominator = (moved_h * change).sum(dim=1, keepdim=True)
         size = moved_h.norm(dim=1, keepdim=True) * change.norm(dim=1, keepdim=True)
         usable = denominator.abs() > torch.finfo(s.dtype).eps * size
         column = torch.where(usable, (moved - h_change) / torch.where(usable, denominator, 1.0), 0.0)
-        left = torch.cat([left, column[:, None]], dim=1)[:, -self.memory :]
-        right = torch.cat([right, moved_h[:, None]], dim=1)[:, -self.memory :]
+        left = torch.cat([left, column[:, None]], dim=1)
+        right = torch.cat([right, moved_h[:, None]], dim=1)
         new = s - _apply(left, right, residual)
         return keep_finite(new, value), (s, residual, left, right)
 

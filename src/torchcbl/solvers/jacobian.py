@@ -48,6 +48,11 @@ def _columns(g: Function, s: Tensor, basis: Tensor) -> Tensor:
 
 
 def _rows(g: Function, s: Tensor, basis: Tensor) -> Tensor:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "a part of the map has no forward-mode derivative, and torch.inference_mode() has no other: use "
+            "torch.no_grad() instead, or a solver that needs no Jacobian ('anderson', 'broyden')."
+        )
     create = torch.is_grad_enabled()
     with torch.enable_grad():
         at = s if s.requires_grad else s.detach().requires_grad_()
