@@ -134,8 +134,9 @@ class Confidence(Halting):
     def done(self, progress: Progress, memory: Memory) -> tuple[Tensor, Memory]:
         """Those whose least confident position is confident enough."""
         y = progress.output
-        top = y.float().softmax(dim=class_axis(y)).amax(dim=class_axis(y))
-        return (top >= self.probability).flatten(1).all(dim=1) if top.ndim > 1 else top >= self.probability, memory
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        sure = y.softmax(dim=class_axis(y)).amax(dim=class_axis(y)) >= self.probability
+        return (sure.flatten(1).all(dim=1) if sure.ndim > 1 else sure), memory
 
 
 @dataclass(frozen=True)

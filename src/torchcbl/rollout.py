@@ -144,7 +144,8 @@ class LoopMap(Map):
         self.in_z = self.solves_z(y, z)
         self.like = self._parts(state, y, z)
         self.sizes = [prod(part.shape[1:]) for part in self.like]
-        self.answer_is_s = len(self.like) == 1 and not self.in_z and self.first.returned is self.output
+        self.answer_is_s = not self.in_z and self.first.returned is self.output
+        self.finish_evaluations = 0 if self.answer_is_s else 1
         return self.pack(state, y)
 
     def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
@@ -156,7 +157,7 @@ class LoopMap(Map):
         return Evaluation(self.pack(new, y), y, new.returned)
 
     def finish(self, s: Tensor, step: int) -> Evaluation:
-        """Return the answer that belongs to s: s itself where that is all the backbone returns, else a step from it."""
+        """Return the answer that belongs to s: y in it where that is all the backbone returns, else a step from it."""
         if not self.answer_is_s:
             return super().finish(s, step)
         y = self.unpack(s)[0]
@@ -199,6 +200,7 @@ def solve_loop(g: LoopMap, settings: Settings) -> Rollout:
         returned = trace.output
     else:  # the last outputs of samples that ended at different steps, in one object of the backbone's own
         returned = g(trace.point, max(1, settings.steps)).returned
+        trace.evaluations = trace.evaluations + 1
         trace.outputs[-1] = g.net.read_output(returned)
     return Rollout([g.output, *trace.outputs], returned, trace.path())
 

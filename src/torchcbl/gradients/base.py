@@ -63,6 +63,7 @@ class Gradient(ABC):
 def attach(trace: Trace, g: Map, s: Tensor) -> Trace:
     """Make what belongs to s (B, N), which has a gradient, the answer of an iteration that had none."""
     last = g.finish(s, max(1, len(trace.outputs)))
+    trace.evaluations = trace.evaluations + g.finish_evaluations
     trace.value, trace.output, trace.last = s, last.output, last
     trace.outputs[-1] = last.output
     return trace

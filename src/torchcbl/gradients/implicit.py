@@ -12,7 +12,7 @@ from torch import Tensor
 from torchcbl.checks import check_above_zero, check_count
 from torchcbl.gradients.base import Gradient, Problem, attach
 from torchcbl.halting import Tolerance
-from torchcbl.refinement import Status
+from torchcbl.refinement import Status, is_finite
 from torchcbl.solvers import FunctionMap, Solver, find_solver, iterate
 from torchcbl.solvers.iteration import Trace
 
@@ -27,8 +27,9 @@ class Implicit(Gradient):
         s* = G(s*, theta):   ds*/dtheta = (I - J)^{-1} dG/dtheta,   J = dG/ds at s*
 
     The adjoint u = v + J^T u is solved for each sample, exactly by its Jacobian where the state is small, else by a
-    solver. Memory is that of one step, whatever T. It is the gradient of the fixed point, so it is only as right as
-    the answer is converged: see `Refinement.status`. The outputs before y_T have no gradient: give them no weight.
+    solver; where it has no solution, u = v is taken, with a warning. Memory is that of one step, whatever T. It is the
+    gradient of the fixed point, so it is only as right as the answer is converged: see `Refinement.status`. The outputs
+    before y_T have no gradient: give them no weight.
 
     Args:
         adjoint: "auto" (exact up to N = 32, else Anderson), "exact", or a solver by name or object.
@@ -75,8 +76,11 @@ class Implicit(Gradient):
             )
         s = trace.value.detach().requires_grad_()
         value = problem.g(s, problem.steps).value
-        trace.evaluations = trace.evaluations + self.order
+        trace.evaluations = trace.evaluations + 1
+        if not _depends_on_others(value, s):
+            return trace
         if self.order > 1:
+            trace.evaluations = trace.evaluations + self.order
             return attach(trace, problem.g, self._by_chords(problem, s, value))
         solve = self._exact(value, s) if exact else self._by_solver(value, s)
         answer: Tensor = _Attach.apply(value, solve)  # type: ignore[no-untyped-call]
@@ -86,21 +90,24 @@ class Implicit(Gradient):
         """Newton steps with the inverse held fixed; each one makes one more order of derivatives right."""
         eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
         inverse = torch.linalg.inv_ex(eye - _jacobian_rows(value, s))[0]
+        failed = ~inverse.flatten(1).isfinite().all(dim=1) & is_finite(s)
+        if bool(failed.any()):
+            _warn(int(failed.sum()), len(s), "I - J is singular there")
+            inverse = torch.where(failed[:, None, None], eye, inverse)
         point = s.detach()
         for _ in range(self.order):
             residual = problem.g(point, problem.steps).value - point
-            point = point + (inverse @ residual[:, :, None])[:, :, 0]
+            point = point + (inverse * residual[:, None]).sum(dim=2)  # a matrix product would follow autocast
         return point
 
     def _exact(self, value: Tensor, s: Tensor) -> Adjoint:
         def solve(v: Tensor) -> Tensor:
             system = torch.eye(s.shape[1], dtype=s.dtype, device=s.device) - _jacobian_rows(value, s).mT
             u: Tensor = torch.linalg.solve_ex(system, v[:, :, None])[0][:, :, 0]
-            failed = ~u.isfinite().all(dim=1) & v.isfinite().all(dim=1)
+            failed = ~is_finite(u) & is_finite(v)
             if bool(failed.any()):
                 _warn(int(failed.sum()), len(u), "I - J is singular there")
-                u = torch.where(failed[:, None], v, u)
-            return u
+            return torch.where(failed[:, None], v, u)
 
         return solve
 
@@ -110,11 +117,12 @@ class Implicit(Gradient):
         def solve(v: Tensor) -> Tensor:
             g = FunctionMap(lambda u: v + _pull_back(value, s, u), v.shape)
             trace = iterate(g, v, v, solver, Tolerance(self.tolerance), self.steps, compact=False)
-            failed = (trace.status != Status.converged) & v.isfinite().all(dim=1)
+            failed = (trace.status != Status.converged) & is_finite(v)
             if bool(failed.any()):
                 worst = float(trace.residuals[-1][failed].max())
                 _warn(int(failed.sum()), len(v), f"its relative residual is up to {worst:.1e} after {self.steps} steps")
-            return trace.value
+            lost = failed & ((trace.status == Status.diverged) | (trace.status == Status.non_finite))
+            return torch.where(lost[:, None], v, trace.value)
 
         return solve
 
@@ -128,6 +136,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor, solve: Adjoint) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.solve = solve
+        ctx.save_for_backward(value)
         return value.view_as(value)
 
     @staticmethod
@@ -135,24 +144,41 @@ class _Attach(torch.autograd.Function):
         with torch.no_grad():
             u = ctx.solve(v.detach())
         if torch.is_grad_enabled():
-            once: Tensor = _Once.apply(v, u)  # type: ignore[no-untyped-call]
+            once: Tensor = _Once.apply(u, v, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
             return once, None
         return u, None
 
 
 class _Once(torch.autograd.Function):
-    """u, which cannot be differentiated again."""
+    """u, which cannot be differentiated again: neither by v nor by what the value depends on."""
 
     @staticmethod
-    def forward(ctx, v: Tensor, u: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx, u: Tensor, v: Tensor, value: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         return u.view_as(u)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[no-untyped-def]
         raise NotImplementedError(
             "gradient='implicit' was differentiated twice, but its adjoint is solved without a graph: pass "
             "gradient=torchcbl.gradients.Implicit(adjoint='exact', order=2), or gradient='bptt'."
         )
+
+
+def _depends_on_others(value: Tensor, s: Tensor) -> bool:
+    """Say whether a value has a gradient by anything but s, a leaf."""
+    queue = [value.grad_fn]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        if node is None:
+            continue
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and leaf is not s:
+            return True
+        new = {parent for parent, _ in node.next_functions} - seen
+        seen |= new
+        queue += new
+    return False
 
 
 def _pull_back(value: Tensor, s: Tensor, u: Tensor) -> Tensor:
