@@ -134,8 +134,8 @@ class Confidence(Halting):
     def done(self, progress: Progress, memory: Memory) -> tuple[Tensor, Memory]:
         """Those whose least confident position is confident enough."""
         y = progress.output
-        y = y.to(torch.promote_types(y.dtype, torch.float32))
-        sure = y.softmax(dim=class_axis(y)).amax(dim=class_axis(y)) >= self.probability
+        y, axis = y.to(torch.promote_types(y.dtype, torch.float32)), _several_classes(self, y)
+        sure = y.softmax(dim=axis).amax(dim=axis) >= self.probability
         return (sure.flatten(1).all(dim=1) if sure.ndim > 1 else sure), memory
 
 
@@ -165,7 +165,8 @@ class Agreement(Halting):
     def done(self, progress: Progress, memory: Memory) -> tuple[Tensor, Memory]:
         """Those whose run of equal answers is long enough; the run is remembered."""
         y, before = progress.output, progress.previous
-        same = y.argmax(dim=class_axis(y)) == before.argmax(dim=class_axis(y))
+        axis = _several_classes(self, y)
+        same = y.argmax(dim=axis) == before.argmax(dim=axis)
         same = same.flatten(1).all(dim=1) if same.ndim > 1 else same
         run = memory[0] if isinstance(memory, tuple) and memory else torch.zeros_like(same, dtype=torch.long)
         run = torch.where(same & y.isfinite().flatten(1).all(dim=1), run + 1, 0)
@@ -221,6 +222,21 @@ class Both(_Pair):
 def class_axis(y: Tensor) -> int:
     """Which axis of an output the classes are on: the last, or axis 1 of (B, K, H, W)."""
     return 1 if y.ndim > 3 else -1
+
+
+def _several_classes(rule: Halting, y: Tensor) -> int:
+    """Return the axis of the classes.
+
+    Raises:
+        ValueError: There is but one, which would be certain whatever y holds.
+    """
+    axis = class_axis(y)
+    if y.shape[axis] == 1:
+        raise ValueError(
+            f"{type(rule).__name__} compares classes, and y of shape {tuple(y.shape)} has one on axis {axis % y.ndim}: "
+            "use Tolerance, or a backbone with one output per class."
+        )
+    return axis
 
 
 def check_halting(rule: object) -> Halting:

@@ -136,7 +136,7 @@ class _Run:
         with torch.no_grad():
             length = (value - self.s).norm(dim=1)
             residual = relative(length, value.norm(dim=1))
-            previous = self.output[self.present] if self.compact else self.output
+            previous = self.output if len(self.present) == len(self.output) else self.output[self.present]
             progress = Progress(step, residual, made.detach(), previous.detach())
             wanted, self.rule = self.halting.done(progress, self.rule)
             if not self.outputs:
@@ -158,10 +158,12 @@ class _Run:
 
     def _put(self, whole: Tensor, part: Tensor) -> Tensor:
         """Put what those in the batch have into its place; who is frozen keeps the old."""
-        if not self.compact:
-            running = self.running.reshape(-1, *[1] * (part.ndim - 1))
-            return part if bool(self.running.all()) else torch.where(running, part, whole)
-        return part if len(self.present) == len(whole) else whole.index_copy(0, self.present, part.to(whole.dtype))
+        gone = len(self.present) < len(whole)
+        if self.compact or bool(self.running.all()):
+            return whole.index_copy(0, self.present, part.to(whole.dtype)) if gone else part
+        if gone:  # some have left, and then the others could not be taken apart any further
+            return whole.index_copy(0, self._counted(), part[self.running].to(whole.dtype))
+        return torch.where(self.running.reshape(-1, *[1] * (part.ndim - 1)), part, whole)
 
     def _counted(self) -> Tensor:
         return self.present if self.compact else self.present[self.running]

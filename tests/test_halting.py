@@ -1,0 +1,170 @@
+"""Stopping rules: what each lets go, alone and combined, with finished samples leaving the batch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from problems import random
+from torchcbl.halting import Agreement, Both, Confidence, Either, Halting, Never, Progress, Tolerance
+from torchcbl.refinement import Status
+from torchcbl.solvers import Evaluation, Map, Picard, Trace, iterate
+from torchcbl.solvers.base import NotSelectableError
+
+
+class Script(Map):
+    """A map whose outputs are written down, (B, T + 1, ...), and whose residuals too, (B, T)."""
+
+    def __init__(self, outputs: Tensor, residuals: Tensor, stuck: bool = False) -> None:
+        self.outputs, self.residuals, self.stuck = outputs, residuals, stuck
+
+    def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
+        return Evaluation(s / (1 - self.residuals[:, step - 1 : step]), self.outputs[:, step])
+
+    def select(self, index: Tensor) -> Script:
+        if self.stuck:
+            raise NotSelectableError
+        return Script(self.outputs[index], self.residuals[index])
+
+    def run(self, halting: Halting, compact: bool = True) -> Trace:
+        batch, steps = self.residuals.shape
+        start = torch.ones(batch, 1, dtype=torch.float64)
+        return iterate(self, start, self.outputs[:, 0], Picard(), halting, steps, compact)
+
+
+def say(answers: list[list[int]], sure: float = 3.0) -> Tensor:
+    """Outputs (B, T + 1, K) with these answers."""
+    return sure * torch.nn.functional.one_hot(torch.tensor(answers), 3).double()
+
+
+def done(rule: Halting, output: Tensor, residual: Tensor | None = None) -> list[bool]:
+    residual = torch.ones(len(output)) if residual is None else residual
+    return rule.done(Progress(1, residual, output, output), rule.begin())[0].tolist()
+
+
+def test_tolerance() -> None:
+    residual = torch.tensor([1e-4, 0.99e-4, 1.01e-4, 0.0, torch.inf, torch.nan], dtype=torch.float64)
+    assert done(Tolerance(1e-4), residual, residual) == [True, True, False, True, False, False]
+    assert done(Never(), residual, residual) == [False] * 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_confidence_is_of_the_least_confident_position(dtype: torch.dtype) -> None:
+    sure, unsure = torch.tensor([5.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])  # 0.987 and 0.576
+    flat = torch.stack([sure, unsure, sure.nan_to_num() * torch.nan]).to(dtype)
+    assert done(Confidence(0.95), flat) == [True, False, False]
+    assert done(Confidence(0.5), flat) == [True, True, False]
+    positions = torch.stack([torch.stack([sure, sure]), torch.stack([sure, unsure])]).to(dtype)
+    assert done(Confidence(0.95), positions) == [True, False]
+    pixels = positions.permute(0, 2, 1)[..., None].expand(-1, -1, -1, 2)
+    assert done(Confidence(0.95), pixels) == [True, False]
+    assert done(Confidence(0.5), pixels.contiguous()) == [True, True]
+
+
+def test_confidence_keeps_double_precision() -> None:
+    output = torch.tensor([[18.0, 0.0], [25.0, 0.0]], dtype=torch.float64)  # 1 - 1.5e-8 and 1 - 1.4e-11
+    assert done(Confidence(1 - 1e-9), output) == [False, True]
+
+
+def test_agreement_counts_repetitions_in_a_row() -> None:
+    answers = [[0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 1], [0, 1, 2, 0, 1, 2], [1, 1, 0, 0, 0, 0]]
+    script = Script(say(answers), torch.full((5, 5), 0.5, dtype=torch.float64))
+    assert script.run(Agreement(1)).steps.tolist() == [1, 2, 3, 5, 1]
+    assert script.run(Agreement(2)).steps.tolist() == [2, 3, 4, 5, 4]
+    assert script.run(Agreement(3)).steps.tolist() == [3, 4, 5, 5, 5]
+    status = script.run(Agreement(2)).status.tolist()
+    assert status == [Status.halted] * 3 + [Status.max_steps] + [Status.halted]
+
+
+def test_agreement_is_of_all_positions() -> None:
+    answers = torch.tensor([[[0, 0], [0, 0], [0, 0]], [[0, 1], [0, 0], [0, 0]]])
+    outputs = torch.nn.functional.one_hot(answers, 3).double()
+    residuals = torch.full((2, 2), 0.5, dtype=torch.float64)
+    assert Script(outputs, residuals).run(Agreement(1)).steps.tolist() == [1, 2]
+    pixels = outputs.movedim(-1, 2)[..., None].expand(-1, -1, -1, -1, 2)
+    assert Script(pixels, residuals).run(Agreement(1)).steps.tolist() == [1, 2]
+    spoilt = outputs.clone()
+    spoilt[0] = torch.nan
+    assert Script(spoilt, residuals).run(Agreement(1)).status.tolist() == [Status.non_finite, Status.halted]
+
+
+RULES = [
+    Agreement(2),
+    Agreement(1) | Agreement(3),
+    Agreement(3) & Confidence(0.6),
+    (Agreement(2) & Tolerance(0.3)) | Confidence(0.97),
+    Tolerance(0.05) | (Agreement(1) & (Agreement(2) | Confidence(0.9))),
+    Never() | Agreement(2),
+    Never() & Agreement(2),
+]
+
+
+def by_hand(rule: Halting, outputs: Tensor, residuals: Tensor) -> int:
+    """Steps of one sample, from the definition of each rule."""
+
+    def ends(rule: Halting, tau: int) -> bool:
+        if isinstance(rule, Tolerance):
+            return bool(residuals[tau - 1] <= rule.residual)
+        if isinstance(rule, Confidence):
+            return bool(outputs[tau].softmax(-1).max() >= rule.probability)
+        if isinstance(rule, Agreement):
+            said = outputs.argmax(-1)
+            return tau >= rule.steps and len(set(said[tau - rule.steps : tau + 1].tolist())) == 1
+        if isinstance(rule, Either):
+            return ends(rule.first, tau) or ends(rule.second, tau)
+        if isinstance(rule, Both):
+            return ends(rule.first, tau) and ends(rule.second, tau)
+        return False
+
+    return next((tau for tau in range(1, len(residuals) + 1) if ends(rule, tau)), len(residuals))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_combinations_remember_per_sample_when_others_leave(rule: Halting) -> None:
+    generator = torch.Generator().manual_seed(5)
+    outputs = 2.0 * random(40, 9, 3, seed=3)
+    outputs[:, 3:] = torch.where(torch.rand(40, 1, 1, generator=generator) < 0.5, outputs[:, 3:4], outputs[:, 3:])
+    residuals = 0.6 * torch.rand(40, 8, generator=generator, dtype=torch.float64)
+    expected = [by_hand(rule, *one) for one in zip(outputs, residuals, strict=True)]
+    for compact, stuck in itertools.product((True, False), (True, False)):
+        trace = Script(outputs, residuals, stuck).run(rule, compact)
+        assert trace.steps.tolist() == expected
+        assert torch.equal(trace.output, outputs[torch.arange(40), trace.steps])
+        last = residuals[torch.arange(40), trace.steps - 1]
+        torch.testing.assert_close(trace.residuals[-1], last)
+    if rule != (Never() & Agreement(2)):
+        assert len(set(expected)) > 2
+
+
+def test_which_tolerance_says_converged() -> None:
+    assert (Tolerance(1e-2) | Tolerance(1e-4) & Confidence(0.9)).tolerance == 1e-4
+    assert (Confidence(0.9) | Agreement(2)).tolerance is None
+    residuals = torch.tensor([[0.5, 1e-5], [0.5, 1e-3], [1e-3, 1e-3]], dtype=torch.float64)
+    script = Script(say([[0, 1, 2]] * 3), residuals)
+    halted, converged, most = Status.halted, Status.converged, Status.max_steps
+    assert script.run(Confidence(0.9)).status.tolist() == [halted] * 3
+    assert script.run(Tolerance(1e-2)).status.tolist() == [converged] * 3
+    assert script.run(Never()).status.tolist() == [converged, most, most]
+    assert script.run(Tolerance(1e-2)).steps.tolist() == [2, 2, 1]
+
+
+def test_rules_are_checked() -> None:
+    for make, message in [
+        (lambda: Tolerance(0.0), "Tolerance's residual must be finite and above 0, got 0.0"),
+        (lambda: Tolerance(float("nan")), "Tolerance's residual must be finite and above 0, got nan"),
+        (lambda: Confidence(1.5), r"Confidence's probability must lie in \(0, 1\], got 1.5"),
+        (lambda: Agreement(0), "Agreement's steps must be at least 1, got 0"),
+        (lambda: done(Confidence(), torch.ones(2, 1)), r"Confidence compares classes, and y of shape \(2, 1\) has one"),
+        (
+            lambda: done(Agreement(), torch.ones(2, 1, 4, 4)),
+            r"Agreement compares classes, and y of shape \(2, 1, 4, 4\)",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+    for other in (1e-3, Tolerance, None):
+        with pytest.raises(TypeError, match="halting must be a stopping rule such as"):
+            _ = Tolerance(1e-3) | other if other is not None else Tolerance(1e-3) & 1  # type: ignore[operator]
