@@ -165,9 +165,11 @@ class Path:
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the 2-norm per sample, (B,), of several tensors with the batch first; no gradients."""
+    """Return the 2-norm per sample, (B,), of several tensors the batch first, in at least float32; no gradient."""
     with torch.no_grad():
-        whole: Tensor = torch.stack([a.flatten(1).norm(dim=1) for a in tensors]).norm(dim=0)
+        dtypes = [torch.promote_types(a.dtype, torch.float32) for a in tensors]
+        parts = [torch.linalg.vector_norm(a.flatten(1), dim=1, dtype=t) for a, t in zip(tensors, dtypes, strict=True)]
+        whole: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
         return whole
 
 
