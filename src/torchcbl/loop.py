@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ from torchcbl.stages.traced import TracedCut
 from torchcbl.stages.tracing import NotTraceable
 from torchcbl.step_norm import batch_norms, choose_step_norm, module_key
 from torchcbl.trainable import Trainable
+
+if TYPE_CHECKING:
+    from torchcbl.theory.contractive import Bound
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,8 @@ class ContextLoop(Trainable, Shareable):
             {module_key(site.name): module for site, module in zip(self.sites, modules, strict=True)}
         ).to(*placement(backbone, call))
         self.backbone_frozen = False
-        self.contractive: float | None = None
-        """The gamma that `torchcbl.make_contractive` holds the loop to, if it was called."""
+        self.bound: Bound | None = None
+        """What `torchcbl.make_contractive` holds the loop to, if it was called."""
         self.config = LoopConfig(
             steps=settings.steps,
             settings=settings,
@@ -176,10 +180,10 @@ class ContextLoop(Trainable, Shareable):
             channel_dim=channel_dim,
             output=output,
         )
-        settings.check_map(self)
         for part in (self.context, self.adapters, self.step_norm):
             part.train(backbone.training)
         self.training = backbone.training
+        settings.check_map(self)
         check_loop_is_causal(self, call.detached())
         self._audit = audit_loop(self, call.detached())
         if self._audit.dead:
@@ -291,9 +295,14 @@ class ContextLoop(Trainable, Shareable):
     @contextmanager
     def mapped(self, call: Call, psi: Sequence[Psi] | None = None) -> Iterator[LoopMap]:
         """Run step 0 of a call, and make the map of its further steps for as long as the context is open."""
-        own, cut = list(self.adapters.values()), self._cut_for(call)
+        own, cut = list(self.adapters.values()), self.cut_for(call)
         with attending(own) as tokens, cut.session():
-            yield LoopMap(self, call, cut, own if psi is None else psi, tokens)
+            g = LoopMap(self, call, cut, own if psi is None else psi, tokens)
+            if self.bound is not None:
+                from torchcbl.theory.contractive import hold  # which few loops need
+
+                hold(self, call)  # after step 0, which may move statistics
+            yield g
 
     def read_output(self, returned: object) -> Tensor:
         """Find y in what the backbone returned, which may be a tuple where it was a dataclass (`return_dict=False`)."""
@@ -308,8 +317,8 @@ class ContextLoop(Trainable, Shareable):
         except NotTraceable:  # a copy of a loop whose backbone has got hooks since
             self._cut = self._replayed
 
-    def _cut_for(self, call: Call) -> Cut:
-        """The planned cut; the replayed one where the call has another form, or hooks came that a trace would miss."""
+    def cut_for(self, call: Call) -> Cut:
+        """Return the planned cut, or the replayed one where a call has another form or hooks came since."""
         planned = call.pattern() == self.plan.pattern and all(isinstance(v, Tensor) for v in call.values())
         cut = self._cut if planned else self._replayed
         if not torch.compiler.is_compiling():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from torchcbl.adapters.base import Adapter, mix_channels
+from torchcbl.adapters.bounded import weight_of
 from torchcbl.backbone.site import Site
 
 
@@ -45,5 +46,5 @@ class Concat(Adapter):
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """Refine h (B, C, ...) or (B, ..., C) by z (B, D) or (B, ..., D)."""
-        mixed = mix_channels(self.hidden.weight, h, self.site.channel_dim)
+        mixed = mix_channels(weight_of(self.hidden), h, self.site.channel_dim)
         return (mixed + self.per_channel(self.linear(z), h)).to(h.dtype)  # which autocast may have lowered

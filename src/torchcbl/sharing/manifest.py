@@ -70,7 +70,7 @@ def make_manifest(net: ContextLoop, added: Inventory, include_backbone: bool) ->
             "output": config.output,
             "cut": net.plan.kind,
             "example": config.example,
-            "contractive": net.contractive,
+            "contractive": None if net.bound is None else net.bound.gamma,
             "solver": describe_option(config.settings.solver),
             "gradient": describe_option(config.settings.gradient),
             "halting": describe_option(config.settings.halting),

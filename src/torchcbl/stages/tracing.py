@@ -75,11 +75,10 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for owner, name, buffer, value in before:
-                owner._buffers[name] = buffer
-                if not torch.equal(buffer, value):  # versions do not tell: batch norm writes past them
-                    buffer.copy_(value)
+        for owner, name, buffer, value in before:
+            owner._buffers[name] = buffer
+            if not torch.equal(buffer, value):  # versions do not tell: batch norm writes past them
+                buffer.data.copy_(value)  # as this does: a graph may have saved the buffer
 
 
 def _check_modules(backbone: nn.Module) -> None:

@@ -1,0 +1,172 @@
+"""Loops that contract by construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from torchcbl.adapters.bounded import BoundedLinear
+from torchcbl.backbone.calls import Call, synthesise
+from torchcbl.eager import uncompiled
+from torchcbl.step_norm import is_dropout
+from torchcbl.theory import adapters
+from torchcbl.theory.certificate import Certifier
+from torchcbl.theory.layers import Shape
+from torchcbl.theory.reach import NoBoundError, Reach
+
+if TYPE_CHECKING:
+    from torchcbl.loop import ContextLoop
+
+_NO_LIMIT = float("inf")
+
+
+@dataclass
+class Bound:
+    """What `make_contractive` holds a loop to.
+
+    Args:
+        gamma: The bound.
+        valid_for: Shapes of the input and state of the backbone for which the adapters' limits were computed.
+    """
+
+    gamma: float
+    valid_for: object = None
+
+
+def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
+    """Bound a loop's Lipschitz constant by construction, so that Theorem 3.1 holds.
+
+        ||F(s) - F(s')|| <= gamma ||s - s'||   for all states s, s' and all inputs
+
+    The context's weight is held to a spectral norm of gamma, and what each of the L adapters does with z to 1 / (L B),
+    where B bounds what the backbone above that adapter (its layers, the adapters further up, pooling, softmax) makes of
+    a change there. All norms are computed, none estimated from below. Weights within their limits stay as they are.
+    While the backbone trains its part is computed again whenever its weights have changed: `net.freeze_backbone()`
+    spares that. What is written through a weight's `.data` is not seen.
+
+    Args:
+        net: The loop: "repropagate", with alpha = 0 or one site, cut by a trace, with adapters "additive" or "concat",
+            or "gate" (and "film" at the lowest site) where tanh or the like bounds h. Changed in place.
+        gamma: The bound, in (0, 1).
+
+    Returns:
+        The loop itself. Its parameters and their names are as before; `net.save` keeps gamma.
+
+    Raises:
+        ValueError: gamma is out of its range, or no such bound can be had: the message says what stands in the way.
+            Also raised by a later call of the loop, if that has shapes or parts for which there is none.
+
+    Source:
+        Theorem 3.1 of the paper (Banach's fixed-point theorem); norms of layers multiplied: Gouk et al. 2021, arXiv
+        1804.04368; normalisation by them: Miyato et al. 2018, arXiv 1802.05957.
+
+    Example:
+        >>> from torchcbl import ContextLoop, contraction
+        >>> backbone = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> x = torch.randn(5, 4)
+        >>> net = make_contractive(ContextLoop(backbone, "1", x, adapter="additive"), gamma=0.5)
+        >>> bool((contraction(net, x).certified <= 0.5).all())
+        True
+    """
+    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0.0 < gamma < 1.0:
+        raise ValueError(f"gamma must lie in (0, 1), got {gamma!r}: the loop is a contraction only below 1.")
+    _check_norms(net)
+    call = synthesise(net.config.example, net.backbone)
+    try:
+        _amplifications(net, call)
+        layers = [adapters.held_layers(adapter) for adapter in net.adapters.values()]
+    except NoBoundError as error:
+        raise ValueError(f"this loop cannot be made contractive: {error}.") from error
+    context_map = net.context.map
+    if not isinstance(context_map, nn.Linear):
+        raise ValueError(
+            f"this loop cannot be made contractive: the context's map is a {type(context_map).__name__}, and only the "
+            "affine one can be held: leave Context.map out."
+        )
+    net.context.map = BoundedLinear(context_map, gamma)
+    for adapter, (read_z, read_h) in zip(net.adapters.values(), layers, strict=True):
+        for name, layer in read_z.items():
+            setattr(adapter, name, BoundedLinear(layer, _NO_LIMIT))
+        for name, layer in read_h.items():
+            setattr(adapter, name, BoundedLinear(layer, 1.0))
+    net.bound = Bound(float(gamma))
+    hold(net, call)
+    return net
+
+
+@uncompiled
+def hold(net: ContextLoop, call: Call) -> None:
+    """Set the limits of a contractive loop's adapters anew where the backbone or the shapes of its input changed.
+
+    Raises:
+        ValueError: There is no bound for this call.
+    """
+    bound = net.bound
+    if bound is None or torch.compiler.is_compiling():  # an export keeps the limits that there are
+        return
+    now = _valid_for(net, call)
+    if now == bound.valid_for:
+        return
+    _check_norms(net)
+    try:
+        amplified = _amplifications(net, call)
+    except NoBoundError as error:
+        raise ValueError(f"this loop is made contractive, which it cannot be in this call: {error}.") from error
+    for adapter, amplification in zip(net.adapters.values(), amplified, strict=True):
+        limit = 1.0 / (len(amplified) * amplification) if amplification > 0 else _NO_LIMIT
+        layers = adapters.held_layers(adapter)[0].values()
+        for layer in layers:
+            assert isinstance(layer, BoundedLinear)
+            layer.limit = limit ** (1.0 / len(layers))
+    bound.valid_for = now
+
+
+def _amplifications(net: ContextLoop, call: Call) -> list[float]:
+    """Say for each adapter how far what g's map is given moves when z moves by 1 and it alone, held to 1, reads z.
+
+    Raises:
+        NoBoundError: The loop is none that can be bounded.
+    """
+    with torch.inference_mode(False):
+        certifier = Certifier(net, call.detached(), at_call=False)
+    _, z_shape = certifier.made(Reach.unknown())
+    modules = list(net.adapters.values())
+
+    def amplification(active: int) -> float:
+        def refine(index: int, h: Reach, shape: Shape) -> Reach:
+            does = adapters.budget(modules[index], h, shape, z_shape)
+            return Reach(does.keeps * h.factor + (does.gains if index == active else 0.0), does.size)
+
+        source = certifier.walk(refine)
+        read = adapters.prepared(net.context, source, certifier.shapes[certifier.source], certifier.masked)[0]
+        return float(read.factor.max())
+
+    return [amplification(index) for index in range(len(modules))]
+
+
+def _check_norms(net: ContextLoop) -> None:
+    """Refuse batch norm that makes each step another map.
+
+    Raises:
+        ValueError: There is some.
+    """
+    mode = net.config.step_norm
+    if net.has_batch_norm and mode != "frozen" and (net.training or mode == "per_step"):
+        raise ValueError(
+            f"a contractive loop needs one map for all steps, but batch norm with step_norm={mode!r} makes each step "
+            "another: build the loop with step_norm='frozen'."
+        )
+
+
+def _valid_for(net: ContextLoop, call: Call) -> object:
+    """What the limits depend on: shapes of the input, weights of the backbone, statistics and modes of its layers."""
+    shapes = tuple(tuple(value.shape[1:]) for value in call.values() if isinstance(value, Tensor))
+    weights = tuple((weight._version, weight.data_ptr()) for weight in net.backbone.parameters())
+    replayed = net.cut_for(call).replayed_modules().values()
+    variances = tuple(  # batch norm writes past the version counters
+        float(value.sum()) for module in replayed if isinstance(value := getattr(module, "running_var", None), Tensor)
+    )
+    return shapes, weights, variances, tuple(module.training for module in replayed if is_dropout(module))

@@ -1,0 +1,97 @@
+"""Upper bounds of the spectral norms of layers. Each one holds exactly, up to the rounding of float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from torchcbl.adapters.bounded import BoundedLinear, weight_of
+from torchcbl.theory.reach import NoBoundError
+
+_MOST_WORK = 2e9
+"""Above so many multiply-adds of eigenvalue work a convolution is bounded by its kernel alone."""
+_known = WeakTensorKeyDictionary()
+"""Of each weight, by what it was bounded for: its version then, and the bound."""
+
+
+def matrix_norm(weight: Tensor) -> float:
+    """Return the spectral norm of a matrix."""
+    if not weight.numel():
+        return 0.0
+    return float(torch.linalg.matrix_norm(weight.detach().double(), ord=2))
+
+
+def linear_norm(linear: nn.Linear) -> float:
+    """Return the spectral norm of a linear layer as it computes now, remembered until its weight changes."""
+    norm = _remembered(linear.weight, (), lambda: matrix_norm(linear.weight))
+    return min(norm, linear.norm_bound()) if isinstance(linear, BoundedLinear) else norm
+
+
+def current_weight(linear: nn.Linear) -> Tensor:
+    """Return the weight that a linear layer computes with, in float64, without its gradient."""
+    return weight_of(linear).detach().double()
+
+
+def conv_norm(conv: _ConvNd, sizes: Sequence[int]) -> float:
+    """Bound the spectral norm of a convolution on inputs of spatial sizes (H, W) (of a transposed one: its outputs).
+
+    A convolution with zero padding is a part of the circular one on a grid on which the kernel does not wrap around,
+    and a strided one a part of the one with stride 1; the circular one's norm is the largest over frequencies of
+    the norm of the kernel's transform. Where that is much work, sqrt(taps) times the norm of the unfolded kernel.
+
+    Raises:
+        NoBoundError: Its padding repeats entries.
+
+    Source:
+        Sedghi, Gupta and Long 2019, arXiv 1805.10408; Singla and Feizi 2021, arXiv 1911.10258 (the unfolded kernel).
+    """
+    if conv.padding_mode not in ("zeros", "circular"):
+        raise NoBoundError(f"{type(conv).__name__} with padding_mode={conv.padding_mode!r} repeats entries")
+    reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    wrap = conv.padding_mode == "circular"
+    grid = tuple(n if wrap else n + r for n, r in zip(sizes, reach, strict=True))
+    weight = conv.weight
+
+    def compute() -> float:
+        # (groups, out, in, *taps); a transposed one is the adjoint of the one that its weight belongs to
+        kernel = weight.detach().double().reshape(conv.groups, -1, *weight.shape[1:])
+        small = min(kernel.shape[1:3])
+        work = conv.groups * prod(grid) * small**3
+        return _unfolded(kernel) if work > _MOST_WORK else _by_frequency(kernel, conv.dilation, grid)
+
+    return _remembered(weight, (*grid, conv.groups, *conv.dilation), compute)
+
+
+def _by_frequency(kernel: Tensor, dilation: Sequence[int], grid: Sequence[int]) -> float:
+    """Largest norm of the transform of a kernel (G, out, in, *taps) over the frequencies of a grid."""
+    places = torch.zeros(*kernel.shape[:3], *grid, dtype=kernel.dtype, device=kernel.device)
+    for tap in torch.cartesian_prod(*[torch.arange(k) for k in kernel.shape[3:]]).reshape(-1, kernel.ndim - 3).tolist():
+        place = tuple(t * d % n for t, d, n in zip(tap, dilation, grid, strict=True))
+        places[(..., *place)] += kernel[(..., *tap)]
+    axes = tuple(range(3, kernel.ndim))
+    symbol = torch.fft.rfftn(places, dim=axes).flatten(3).movedim(3, 1)  # the kernel is real: half of them suffice
+    gram = symbol @ symbol.mH if symbol.shape[2] <= symbol.shape[3] else symbol.mH @ symbol
+    return float(torch.linalg.eigvalsh(gram).amax().clamp(min=0).sqrt())
+
+
+def _unfolded(kernel: Tensor) -> float:
+    taps = prod(kernel.shape[3:])
+    flat = kernel.flatten(3)
+    wide, tall = flat.flatten(2), flat.movedim(3, 1).flatten(1, 2)
+    both = [torch.linalg.matrix_norm(matrix, ord=2).amax() for matrix in (wide, tall)]
+    each = torch.linalg.matrix_norm(flat.movedim(3, 1), ord=2).sum(dim=1).amax()
+    return float(torch.minimum(torch.minimum(*both) * taps**0.5, each))
+
+
+def _remembered(weight: Tensor, key: tuple[int, ...], compute: Callable[[], float]) -> float:
+    known: dict[tuple[int, ...], tuple[object, float]] = _known.setdefault(weight, {})  # type: ignore[no-untyped-call]
+    held = weight.detach()  # versions do not see what is written through .data
+    stamp = (weight._version, weight.data_ptr(), weight.dtype, float(held.sum()), float(held.abs().sum()))
+    if key not in known or known[key][0] != stamp:
+        known[key] = stamp, compute()
+    return known[key][1]

@@ -1,0 +1,245 @@
+"""Loops that contract by construction: the bound holds, Theorem 3.1 with it, and what cannot be bounded is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchcbl as cbl
+from subject import awaken
+from torchcbl.adapters.bounded import BoundedLinear
+from torchcbl.backbone.calls import Call
+from torchcbl.lab.networks import StandardCNN
+from torchcbl.solvers import Picard
+from torchcbl.theory import posterior_bound
+from torchcbl.theory.space import opened
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    return StandardCNN(num_classes=5, width=2, image_size=16).double()
+
+
+class Squashed(nn.Module):
+    """A network whose sites are bounded by tanh, with a skip past the second one and an average over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh())
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid())
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.head((self.body(h) + 0.5 * h).mean((2, 3)))
+
+
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)).double()
+KINDS: dict[str, tuple[type[nn.Module] | object, dict[str, object]]] = {
+    "additive": (cnn, {"sites": "block3", "adapter": "additive"}),
+    "concat": (cnn, {"sites": ["block2", "block3"], "adapter": "concat"}),
+    "alpha": (cnn, {"sites": "block3", "adapter": "additive", "alpha": 0.4}),
+    "probabilities": (cnn, {"sites": "block3", "adapter": "additive", "context": cbl.Context(dim=3, source="probs")}),
+    "gates": (Squashed, {"sites": ["stem", "body"], "adapter": "gate"}),
+    "film below": (Squashed, {"sites": ["stem", "body"], "adapter": {"stem": "film", "body": "additive"}}),
+    "a submodule": (Squashed, {"sites": "stem", "adapter": "film", "context": cbl.Context(dim=6, source="body")}),
+}
+
+
+def build(kind: str, gamma: float = 0.8, loud: float = 5.0, **more: object) -> cbl.ContextLoop:
+    """A contractive loop whose weights would be far too large without it."""
+    make, options = KINDS[kind]
+    net = cbl.ContextLoop(make().double(), example=X, step_norm="frozen", **options, **more)  # type: ignore[operator,arg-type]
+    awaken(net)
+    with torch.no_grad():
+        for parameter in net.adapter_parameters():
+            parameter.mul_(loud)
+        for parameter in net.backbone.parameters():
+            parameter.mul_(1.3)
+    return cbl.make_contractive(net, gamma).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_certificate_is_within_gamma(kind: str) -> None:
+    for gamma in (0.3, 0.95):
+        report = cbl.contraction(build(kind, gamma), X)
+        assert report.certified is not None, report.reason
+        assert (report.certified <= gamma).all()
+        assert (report.spectral_norm <= report.certified).all()
+        assert (report.spectral_norm > 0).all(), "nothing is fed back"
+    before = cbl.contraction(awaken(cbl.ContextLoop(cnn(), "block3", X, "additive", step_norm="frozen")), X)
+    assert before.certified is not None
+    assert (before.certified > 1).all(), "there was nothing to bound"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_theorem_3_1(kind: str) -> None:
+    """Fifty starting points of every size for each sample: one limit, and errors below both of Banach's bounds."""
+    net = build(kind, gamma=0.8)
+    report = cbl.contraction(net, X)
+    q = report.alpha + (1 - report.alpha) * 0.8
+    limit = report.fixed_point[:2].repeat_interleave(50, dim=0)
+    with opened(net, Call((X[:2].repeat_interleave(50, dim=0),))) as space, torch.no_grad():
+        scale = 10.0 ** (torch.arange(100) % 5 - 1).double()
+        s = scale[:, None] * torch.randn(space.start.shape, dtype=torch.float64)
+        assert float((s[0] - s[1]).norm()) > 0.1
+        first = (space.step(s) - s).norm(dim=1)
+        for step in range(1, 200):
+            new = space.step(s)
+            length, error = (new - s).norm(dim=1), (new - limit).norm(dim=1)
+            slack = 1e-10 * (1 + scale)
+            assert (error <= posterior_bound(length, torch.full_like(length, q)) + slack).all()
+            assert (error <= q**step / (1 - q) * first + slack).all()
+            s = new
+        torch.testing.assert_close(s, limit, rtol=0, atol=1e-7)
+
+
+def test_the_bound_of_a_refinement() -> None:
+    """What `error_bound` says of the loop as it runs, and `posterior_bound` of any solver's residual."""
+    net = build("additive")
+    report = cbl.contraction(net, X, steps=30)
+    bound = report.error_bound()
+    assert bound is not None
+    assert (report.errors <= bound + 1e-12).all()
+    r = net.refine(X, steps=3, solver="anderson")
+    error = (r.output - report.fixed_point).norm(dim=1)
+    assert report.certified_rate is not None
+    assert (error <= posterior_bound(r.path.moved[-1], report.certified_rate) + 1e-12).all()
+    advice = report.recommend(1e-3)
+    assert advice.certified_steps is not None
+    assert advice.alpha is not None
+    settled = net.refine(X, steps=advice.certified_steps, solver=Picard(advice.alpha))
+    errors = (settled.output - report.fixed_point).norm(dim=1)
+    assert (errors <= 1e-3 * report.fixed_point.norm(dim=1)).all()
+
+
+def test_weights_within_their_limits_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    net = cbl.ContextLoop(cnn(), "block3", X, "additive", step_norm="frozen").eval()
+    names = list(net.state_dict())
+    before = net(X)
+    assert cbl.make_contractive(net, 0.9) is net
+    assert list(net.state_dict()) == names
+    assert torch.equal(net(X), before)
+
+
+@pytest.mark.parametrize("kind", ["concat", "gates"])
+def test_training_the_backbone_keeps_the_bound(kind: str) -> None:
+    net = build(kind, gamma=0.6).train()
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+    target = torch.arange(4)
+    limits, losses = [], []
+    for _ in range(5):
+        loss = cbl.refinement_loss(net.refine(X), target)
+        optimiser.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.adapter_parameters())
+        optimiser.step()
+        losses.append(float(loss))
+        limits.append([m.limit for m in net.modules() if isinstance(m, BoundedLinear)])
+        report = cbl.contraction(net, X)
+        assert report.certified is not None
+        assert (report.certified <= 0.6).all()
+    assert limits[0] != limits[-1], "the backbone has changed and the limits have not"
+    assert losses[-1] < losses[0]
+
+
+def test_other_shapes_of_input_keep_the_bound() -> None:
+    net = build("gates")
+    large = torch.randn(2, 3, 40, 40).double()
+    for x in (X, large, X):
+        report = cbl.contraction(net, x)
+        assert report.certified is not None
+        assert (report.certified <= 0.8).all()
+    limits = {}
+    for name, x in (("small", X), ("large", large)):
+        net(x)
+        limits[name] = [m.limit for m in net.adapters.modules() if isinstance(m, BoundedLinear)]
+    assert limits["small"] != limits["large"]
+
+
+def test_dropout_in_training_counts() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)).double()
+    x = torch.randn(5, 4).double()
+    net = cbl.make_contractive(awaken(cbl.ContextLoop(backbone, "0", x, "additive")), 0.5)
+    limits = []
+    for mode in (True, False):
+        net.train(mode)(x)
+        limits.append(net.adapters["0"].up.limit)  # type: ignore[union-attr]
+    assert limits[0] == pytest.approx(limits[1] / 2**0.5)
+
+
+def test_copies_pickles_and_saves_keep_it(tmp_path: Path) -> None:
+    net = build("concat")
+    expected = net(X)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(twin(X), expected)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.mul_(2.0)
+        report = cbl.contraction(twin, X)
+        assert report.certified is not None
+        assert (report.certified <= 0.8).all()
+    assert torch.equal(net(X), expected)
+    net.save(tmp_path)
+    again = cbl.load(tmp_path, copy.deepcopy(net.backbone)).eval()
+    assert again.bound is not None
+    assert again.bound.gamma == 0.8
+    assert torch.equal(again(X), expected)
+
+
+def test_compiled_and_exported() -> None:
+    net = build("gates")
+    expected = net(X)
+    compiled = torch.compile(net, backend="eager")
+    torch.testing.assert_close(compiled(X), expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        for parameter in net.backbone.parameters():
+            parameter.mul_(2.0)
+    torch.testing.assert_close(compiled(X), net(X), rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.export().module()(X), net(X), rtol=0, atol=1e-12)
+
+
+def own_map(features: int, dim: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, dim))
+
+
+REFUSED: dict[str, tuple[object, dict[str, object], str]] = {
+    "film": (cnn, {"sites": "block3", "adapter": "film"}, "nothing bounds h: use adapter='additive' or 'concat', or a"),
+    "film above": (Squashed, {"sites": ["stem", "body"], "adapter": "film"}, "nothing bounds z: .* film at the lowest"),
+    "token": (Squashed, {"sites": "stem", "adapter": "attention"}, "no bound is known for the Attention at 'stem'"),
+    "alpha": (cnn, {"sites": ["block1", "block3"], "adapter": "additive", "alpha": 0.5}, "alpha > 0 with several"),
+    "literal": (cnn, {"sites": "block3", "adapter": "additive", "schedule": "literal"}, "schedule='literal' hidden"),
+    "per step": (cnn, {"sites": "block2", "adapter": "additive", "step_norm": "per_step"}, "'per_step' makes each"),
+    "replayed": (cnn, {"sites": "block3", "adapter": "additive", "cut": "replayed"}, "torch.fx does not show what"),
+    "own context": (
+        cnn,
+        {"sites": "block3", "adapter": "additive", "context": cbl.Context(dim=3, map=own_map)},
+        "the context's map is a Sequential",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_bounded_is_refused(kind: str) -> None:
+    make, options, message = REFUSED[kind]
+    net = cbl.ContextLoop(make().double(), example=X, **{"step_norm": "frozen", **options})  # type: ignore[operator]
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        cbl.make_contractive(net)
+    assert net.bound is None
+    assert not any(isinstance(module, BoundedLinear) for module in net.modules())
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_gamma_must_be_below_one() -> None:
+    net = cbl.ContextLoop(cnn(), "block3", X, "additive", step_norm="frozen")
+    for gamma in (1.0, 0.0, -0.5, True, "0.5"):
+        with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\), got"):
+            cbl.make_contractive(net, gamma)  # type: ignore[arg-type]
