@@ -143,7 +143,7 @@ class Cut(ABC):
         """Run step 0 on half of the batch and see where its samples are; a batch of one cannot tell."""
         if batch < 2 or call.batch_size() != batch:
             raise NotSelectableError
-        index = torch.arange(batch - batch // 2, device=first.states[0].device)
+        index = torch.arange(batch, device=first.states[0].device).roll(1)[: batch - batch // 2]  # in no natural order
         with torch.no_grad():
             part = self.first(call.selected(index))
             return learn(self.kept(first), self.kept(part), index, batch)

@@ -2,7 +2,8 @@
 
 What a cut keeps are values of the backbone's own, of any shape: which axis of them counts samples is not written
 anywhere. It is learnt once per cut, by running step 0 on some of the samples and comparing shapes, and what has been
-learnt is checked against that run's values.
+learnt is checked against that run's values. What could be read in two ways (the samples are alike), and numbers of
+samples in their batch (which would point elsewhere in a smaller one), are not taken apart.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Axis:
         return picked.flatten(self.dim, self.dim + 1)
 
 
-Rules = tuple[Axis | None, ...]
-"""For each leaf of what is kept: where its samples are, None where it holds none."""
+Rules = tuple["Axis | torch.Size | None", ...]
+"""For each leaf of what is kept: where its samples are; where a tensor holds none, its shape; None for other values."""
 
 
 def learn(whole: object, part: object, index: Tensor, batch: int) -> Rules:
@@ -83,13 +84,18 @@ def select(whole: object, rules: Rules, index: Tensor, batch: int) -> object:
     done: dict[int, object] = {}  # what is shared stays shared
     picked = []
     for leaf, rule in zip(leaves, rules, strict=True):
-        if rule is not None and id(leaf) not in done:
+        if not isinstance(rule, Axis):
+            if rule is not None and (not isinstance(leaf, Tensor) or leaf.shape != rule):
+                raise NotSelectableError
+            picked.append(leaf)
+            continue
+        if id(leaf) not in done:
             done[id(leaf)] = rule.select(leaf, index, batch)
-        picked.append(leaf if rule is None else done[id(leaf)])
+        picked.append(done[id(leaf)])
     return pytree.tree_unflatten(picked, tree)
 
 
-def _learn(whole: object, part: object, index: Tensor, batch: int) -> Axis | None:
+def _learn(whole: object, part: object, index: Tensor, batch: int) -> Axis | torch.Size | None:
     if isinstance(whole, Tensor) and isinstance(part, Tensor) and whole.ndim == part.ndim:
         return _learn_axis(whole, part, index, batch)
     if isinstance(whole, torch.Size) and isinstance(part, torch.Size) and len(whole) == len(part):
@@ -110,32 +116,41 @@ def _learn_size(whole: torch.Size, part: torch.Size, index: Tensor, batch: int) 
     if not dims:
         return None
     rule = _learn(whole[dims[0]], part[dims[0]], index, batch)
-    if len(dims) > 1 or rule is None:
+    if len(dims) > 1 or not isinstance(rule, Axis):
         raise NotSelectableError
     return Axis(dims[0], rule.ratio)
 
 
-def _learn_axis(whole: Tensor, part: Tensor, index: Tensor, batch: int) -> Axis | None:
+def _learn_axis(whole: Tensor, part: Tensor, index: Tensor, batch: int) -> Axis | torch.Size:
     dims = [dim for dim in range(whole.ndim) if whole.shape[dim] != part.shape[dim]]
     if not dims:
         if _alike(whole, part):
-            return None
+            return whole.shape
         raise NotSelectableError
     dim = dims[0]
     ratio = whole.shape[dim] // batch
-    if len(dims) > 1 or whole.shape[dim] % batch or part.shape[dim] != ratio * len(index):
+    if len(dims) > 1 or whole.shape[dim] % batch or part.shape[dim] != ratio * len(index) or _numbers(whole, batch):
         raise NotSelectableError
-    for outer in (True, False)[: 1 if ratio == 1 else 2]:
-        axis = Axis(dim, ratio, outer)
-        picked = axis.select(whole, index, batch)
-        assert isinstance(picked, Tensor)
-        if _alike(picked, part):
-            return axis
-    raise NotSelectableError
+    found = [
+        axis
+        for axis in (Axis(dim, ratio, outer) for outer in (True, False)[: 1 if ratio == 1 else 2])
+        if _alike(axis.select(whole, index, batch), part)
+    ]
+    if len(found) != 1:
+        raise NotSelectableError
+    return found[0]
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def _numbers(value: Tensor, batch: int) -> bool:
+    """Say whether a tensor holds the numbers of the samples in their batch, as an order to sort them by does."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool or value.numel() != batch:
+        return False
+    return torch.equal(value.flatten().sort()[0], torch.arange(batch, device=value.device, dtype=value.dtype))
+
+
+def _alike(a: object, b: Tensor) -> bool:
     """Say whether two tensors are equal up to the rounding of other batch sizes."""
+    assert isinstance(a, Tensor)
     if not a.is_floating_point():
         return torch.equal(a, b)
     a, b = a.detach().double(), b.detach().double()
