@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchcbl.checks import check_above_zero, check_count, check_fraction
 from torchcbl.solvers.base import Memory, Solver, keep_finite
+from torchcbl.solvers.history import append
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,32 @@ class Anderson(Solver):
         residual = value - s
         if not memory:
             nothing = s.new_zeros(len(s), 0, s.shape[1])
-            return torch.lerp(value, s, self.damping), (value, residual, nothing, nothing)
+            return torch.lerp(value, s, self.damping), (value, residual, nothing, nothing, s.new_zeros(len(s), 0, 0))
         assert isinstance(memory, tuple)
-        old_value, old_residual, values, residuals = memory
-        kept = min(self.memory, s.shape[1])  # more than N differences are dependent
-        values = torch.cat([values, (value - old_value)[:, None]], dim=1)[:, -kept:]
-        residuals = torch.cat([residuals, (residual - old_residual)[:, None]], dim=1)[:, -kept:]
-        weights = self._least_squares(residuals, residual)
+        old_value, old_residual, values, residuals, gram = memory
+        change = residual - old_residual
+        length = torch.linalg.vector_norm(change, dim=1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
+        column = change / length
+        limit = min(self.memory, s.shape[1])  # more columns than that depend on each other
+        residuals = append(residuals, column, limit)
+        values = append(values, (value - old_value) / length, limit)
+        gram = _bordered(gram, column[:, None] @ residuals.mT)
+        weights = self._least_squares(gram, residual[:, None] @ residuals.mT)
         new = value - (weights @ values)[:, 0]
         if self.damping:
             new = new - self.damping * (residual - (weights @ residuals)[:, 0])
-        return keep_finite(new, value), (value, residual, values, residuals)
+        return keep_finite(new, value), (value, residual, values, residuals, gram)
 
-    def _least_squares(self, columns: Tensor, target: Tensor) -> Tensor:
-        """Return c (B, 1, m) that minimises ||target - sum_i c_i columns_i||, by scaled normal equations."""
-        scale = columns.norm(dim=2, keepdim=True)
-        scaled = columns / scale.clamp(min=torch.finfo(columns.dtype).tiny)
-        gram = scaled @ scaled.mT
-        ridge = 10 * torch.finfo(columns.dtype).eps if self.ridge is None else self.ridge
-        gram = gram + ridge * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.solve_ex(gram, scaled @ target[:, :, None])[0]
-        combined: Tensor = (weights / scale.clamp(min=torch.finfo(columns.dtype).tiny)).mT
-        return combined
+    def _least_squares(self, gram: Tensor, products: Tensor) -> Tensor:
+        """Return c (B, 1, m) that minimises ||r - dR c||, from dR^T dR (B, m, m) and r^T dR (B, 1, m)."""
+        ridge = 10 * torch.finfo(gram.dtype).eps if self.ridge is None else self.ridge
+        system = gram + ridge * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        weights: Tensor = torch.linalg.solve_ex(system, products.mT)[0].mT
+        return weights
+
+
+def _bordered(gram: Tensor, row: Tensor) -> Tensor:
+    """Return a Gram matrix (B, m, m) for columns of which the last is new, given its products (B, 1, m)."""
+    kept = row.shape[2] - 1
+    old = gram[:, gram.shape[1] - kept :, gram.shape[1] - kept :]
+    return torch.cat([torch.cat([old, row[:, :, :-1]], dim=1), row.mT], dim=2)

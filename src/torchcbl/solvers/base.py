@@ -121,7 +121,7 @@ class FunctionMap(Map):
 
     def select(self, index: Tensor) -> FunctionMap:
         """Return f with the rows of its arguments."""
-        args = [value[index] if isinstance(value, Tensor) else value for value in self.args]
+        args = [value.index_select(0, index) if isinstance(value, Tensor) else value for value in self.args]
         return FunctionMap(self.function, (len(index), *self.sizes), args, self.dtype)
 
 
@@ -161,9 +161,9 @@ class Solver(ABC):
 
 def select_memory(memory: Memory, index: Tensor) -> Memory:
     """Keep what is remembered of some samples."""
-    return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, memory)
+    return pytree.tree_map(lambda leaf: leaf.index_select(0, index) if isinstance(leaf, Tensor) else leaf, memory)
 
 
 def keep_finite(new: Tensor, fallback: Tensor) -> Tensor:
     """Replace the samples (B, N) that hold NaN or infinity by those of `fallback`."""
-    return torch.where(new.detach().isfinite().all(dim=1, keepdim=True), new, fallback)
+    return torch.where(new.detach().sum(dim=1, keepdim=True).isfinite(), new, fallback)  # far cheaper than one by one

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchcbl.checks import check_count
 from torchcbl.solvers.base import Memory, Solver, keep_finite
+from torchcbl.solvers.history import append
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,28 @@ class Broyden(Solver):
         residual = value - s
         if not memory:
             nothing = s.new_zeros(len(s), 0, s.shape[1])
-            return value, (s, residual, nothing, nothing)
+            return value, (s, residual, -residual, nothing, nothing)
         assert isinstance(memory, tuple)
-        old_s, old_residual, left, right = memory
+        old_s, old_residual, h_old, left, right = memory
         moved, change = s - old_s, residual - old_residual
         if left.shape[1] == self.memory:  # each term is relative to those before it: dropping one alone spoils the rest
-            left, right = left[:, :0], right[:, :0]
-        h_change = _apply(left, right, change)
+            left, right, h_old = left[:, :0], right[:, :0], -old_residual
+        h_residual = _apply(left, right, residual)
+        h_change = h_residual - h_old
         moved_h = _apply(right, left, moved)  # ds^T H
         denominator = (moved_h * change).sum(dim=1, keepdim=True)
-        size = moved_h.norm(dim=1, keepdim=True) * change.norm(dim=1, keepdim=True)
+        size = _norm(moved_h) * _norm(change)
         usable = denominator.abs() > torch.finfo(s.dtype).eps * size
         column = torch.where(usable, (moved - h_change) / torch.where(usable, denominator, 1.0), 0.0)
-        left = torch.cat([left, column[:, None]], dim=1)
-        right = torch.cat([right, moved_h[:, None]], dim=1)
-        new = s - _apply(left, right, residual)
-        return keep_finite(new, value), (s, residual, left, right)
+        left, right = append(left, column, self.memory), append(right, moved_h, self.memory)
+        h_residual = h_residual + column * (moved_h * residual).sum(dim=1, keepdim=True)
+        return keep_finite(s - h_residual, value), (s, residual, h_residual, left, right)
 
 
 def _apply(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
     """Apply -I + sum_i left_i right_i^T to x (B, N)."""
-    return (left.mT @ (right @ x[:, :, None]))[:, :, 0] - x
+    return ((x[:, None] @ right.mT) @ left)[:, 0] - x
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True)
