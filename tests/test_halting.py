@@ -6,9 +6,11 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import torchcbl as cbl
 from problems import random
+from subject import awaken
 from torchcbl.halting import Agreement, Both, Confidence, Either, Halting, Never, Progress, Tolerance
 from torchcbl.refinement import Status
 from torchcbl.solvers import Evaluation, Map, Picard, Trace, iterate
@@ -168,3 +170,37 @@ def test_rules_are_checked() -> None:
     for other in (1e-3, Tolerance, None):
         with pytest.raises(TypeError, match="halting must be a stopping rule such as"):
             _ = Tolerance(1e-3) | other if other is not None else Tolerance(1e-3) & 1  # type: ignore[operator]
+
+
+class Tagger(nn.Module):
+    """One answer per position; padding is kept from the real positions, and never settles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.site, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        h = torch.tanh(self.site(torch.tanh(self.embed(x))))
+        mean = (h * attention_mask[..., None]).sum(1, keepdim=True) / attention_mask.sum(1)[:, None, None]
+        noise = torch.sin(50 * h) * (1 - attention_mask[..., None])
+        return self.head(h + mean + 9 * noise)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("dim", [2, 6])
+@pytest.mark.parametrize("rule", [Tolerance(1e-4), Confidence(0.34) & Tolerance(1e-4), Agreement(4), Never()], ids=repr)
+def test_padding_says_nothing_about_a_sample(rule: Halting, dim: int, alpha: float) -> None:
+    x, mask = random(3, 6, 5), torch.ones(3, 6, dtype=torch.float64)
+    mask[0, 3:], mask[2, 5:] = 0, 0
+    context = cbl.Context(dim=dim, per="position")
+    net = cbl.ContextLoop(Tagger().double(), "site", {"x": x, "attention_mask": mask}, "additive", context, alpha=alpha)
+    awaken(net).eval()
+    for gradient in ("bptt", "checkpointed"):
+        together = net.refine(x=x, attention_mask=mask, halting=rule, steps=25, gradient=gradient)
+        for sample, length in enumerate((3, 6, 5)):
+            one = slice(sample, sample + 1)
+            alone = net.refine(x=x[one, :length], attention_mask=mask[one, :length], halting=rule, steps=25)
+            assert torch.equal(alone.steps, together.steps[one])
+            torch.testing.assert_close(alone.residuals, together.residuals[:, one], rtol=1e-7, atol=1e-12)
+            torch.testing.assert_close(alone.output[0], together.output[sample, :length], rtol=1e-9, atol=1e-12)
+            assert torch.equal(alone.status, together.status[one])

@@ -22,12 +22,20 @@ class Progress:
         residual: ||G(s) - s|| / ||G(s)||, (B,).
         output: y_tau, (B, K), (B, N, K) or (B, K, H, W).
         previous: y_{tau-1}.
+        real: Which positions of y (B, N, K) are no padding, (B, N) of booleans; None where all count.
     """
 
     step: int
     residual: Tensor
     output: Tensor
     previous: Tensor
+    real: Tensor | None = None
+
+    def everywhere(self, which: Tensor) -> Tensor:
+        """Say of each sample, (B,), whether something holds at each of its positions that is no padding."""
+        if self.real is not None and self.real.shape == which.shape:
+            which = which | ~self.real
+        return which.flatten(1).all(dim=1) if which.ndim > 1 else which
 
 
 class Halting(ABC):
@@ -136,7 +144,7 @@ class Confidence(Halting):
         y = progress.output
         y, axis = y.to(torch.promote_types(y.dtype, torch.float32)), _several_classes(self, y)
         sure = y.softmax(dim=axis).amax(dim=axis) >= self.probability
-        return (sure.flatten(1).all(dim=1) if sure.ndim > 1 else sure), memory
+        return progress.everywhere(sure), memory
 
 
 @dataclass(frozen=True)
@@ -166,8 +174,7 @@ class Agreement(Halting):
         """Those whose run of equal answers is long enough; the run is remembered."""
         y, before = progress.output, progress.previous
         axis = _several_classes(self, y)
-        same = y.argmax(dim=axis) == before.argmax(dim=axis)
-        same = same.flatten(1).all(dim=1) if same.ndim > 1 else same
+        same = progress.everywhere(y.argmax(dim=axis) == before.argmax(dim=axis))
         run = memory[0] if isinstance(memory, tuple) and memory else torch.zeros_like(same, dtype=torch.long)
         run = torch.where(same & y.isfinite().flatten(1).all(dim=1), run + 1, 0)
         return run >= self.steps, (run,)

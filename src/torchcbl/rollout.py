@@ -76,6 +76,8 @@ class LoopMap(Map):
         made_from = self.output if self.first.source is None else self.first.source
         self.mask = real_positions(net.backbone, call, made_from, net.context.channel_dim)
         self.psi = bind(psi, self.mask, tokens)
+        self.padding: Tensor | None = None
+        """Which numbers of s are padding, (B, N); None for none."""
 
     @property
     def start(self) -> State:
@@ -87,7 +89,7 @@ class LoopMap(Map):
         """Take T steps one after the other, T at least 1, and measure how the states moved if asked to."""
         state, y = self.start, self.output
         z = self.context(state, y)
-        parts, outputs, moves = self._parts(state, y, z), [y], []
+        parts, outputs, moves = self._real_parts(state, y, z), [y], []
         start = norm(parts) if measure else None
         for step in range(1, steps + 1):
             state = self.step(z, state, step)
@@ -96,7 +98,7 @@ class LoopMap(Map):
             if step < steps or (measure and self.solves_z(y, z)):
                 z = self.context(state, y)
             if measure:
-                old, parts = parts, self._parts(state, y, z)
+                old, parts = parts, self._real_parts(state, y, z)
                 moves.append(move(parts, old))
         path = None if start is None else Path.from_moves(start, moves, outputs)
         return Rollout(outputs, state.returned, path)
@@ -119,6 +121,27 @@ class LoopMap(Map):
 
     def _parts(self, state: State, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         return (z if self.solves_z(y, z) else y, *state.hidden)
+
+    def _real_parts(self, state: State, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """The parts without what is padding."""
+        parts = self._parts(state, y, z)
+        if self.mask is None:
+            return parts
+        counted = [self._counted(part, axis) for part, axis in zip(parts, self._position_axes(), strict=True)]
+        return tuple(
+            part if which is None else part.masked_fill(~which, 0) for part, which in zip(parts, counted, strict=True)
+        )
+
+    def _position_axes(self) -> list[int]:
+        """Which axis of each part holds the positions, where it has three."""
+        carried = self.net.sites if self.start.hidden else ()
+        return [1, *(2 if site.channel_dim in (1, -2) else 1 for site in carried)]
+
+    def _counted(self, part: Tensor, axis: int) -> Tensor | None:
+        """Which entries of a part are no padding, or None for all."""
+        if self.mask is None or part.ndim != 3 or part.shape[axis] != self.mask.shape[1]:
+            return None
+        return self.mask.bool().unsqueeze(3 - axis)
 
     # As a map of vectors
 
@@ -146,7 +169,24 @@ class LoopMap(Map):
         self.sizes = [prod(part.shape[1:]) for part in self.like]
         self.answer_is_s = not self.in_z and self.first.returned is self.output
         self.finish_evaluations = 0 if self.answer_is_s else 1
+        if self.mask is not None:
+            self._find_padding(y)
         return self.pack(state, y)
+
+    def _find_padding(self, y: Tensor) -> None:
+        """Note what of the state and the outputs is padding, of which no sample's end must depend."""
+        whole = [
+            (torch.ones_like(part, dtype=torch.bool) if which is None else which.expand_as(part)).flatten(1)
+            for part, axis in zip(self.like, self._position_axes(), strict=True)
+            for which in [self._counted(part, axis)]
+        ]
+        self.padding = ~torch.cat(whole, dim=1)
+        which = self._counted(y, 1)
+        self.real = None if which is None else which[:, :, 0]
+
+    def norm(self, s: Tensor) -> Tensor:
+        """See `Map.norm`."""
+        return super().norm(s if self.padding is None else s.masked_fill(self.padding, 0))
 
     def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
         """Evaluate G: one step of the loop."""
@@ -167,7 +207,9 @@ class LoopMap(Map):
         """Return the map of some of the samples."""
         part = copy.copy(self)
         part.first = self.cut.select(self.first, self.call, index)
-        part.mask = None if self.mask is None else self.mask[index]
+        part.mask, part.real, part.padding = (
+            None if rows is None else rows.index_select(0, index) for rows in (self.mask, self.real, self.padding)
+        )
         part.psi = bind(self.adapters, part.mask, self.tokens)
         return part
 

@@ -64,6 +64,10 @@ class Checkpointed(Gradient):
 class _CheckpointedMap(Map):
     def __init__(self, g: Map) -> None:
         self.g = g
+        self.real = g.real
+
+    def norm(self, s: Tensor) -> Tensor:
+        return self.g.norm(s)
 
     def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
         def evaluate(point: Tensor) -> tuple[Tensor, Tensor, object]:

@@ -57,6 +57,13 @@ class Map(ABC):
 
     finish_evaluations: int = 1
     """How often `finish` evaluates G."""
+    real: Tensor | None = None
+    """Which positions of the outputs are no padding, (B, N) of booleans; None where all count."""
+
+    def norm(self, s: Tensor) -> Tensor:
+        """Return the 2-norm per sample, (B,), of a state or a difference of states, without what is padding."""
+        length: Tensor = torch.linalg.vector_norm(s, dim=1)
+        return length
 
     def finish(self, s: Tensor, step: int) -> Evaluation:
         """Return what belongs to s (B, N) as the answer; its value is s."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchcbl.halting import Halting, Never, Progress
-from torchcbl.refinement import Path, Status, is_finite, judge, relative
+from torchcbl.refinement import DIVERGED_ABOVE, Path, Status, is_finite, judge, relative
 from torchcbl.solvers.base import Evaluation, Map, NotSelectableError, Solver, select_memory
+from torchcbl.solvers.ledger import Ledger
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Trace:
         value: G at the last point of each sample, (B, N).
         point: That point, (B, N).
         output: y_T.
-        outputs: y_1..y_T; a finished sample's last output stands for its remaining steps.
+        outputs: y_1..y_T; a finished sample's last output stands for its remaining steps. Or y_T alone: see `iterate`.
         residuals: ||G(s) - s|| / ||G(s)|| at each step, (B,) each; the last one stands likewise.
         moved: ||G(s) - s|| at each step.
         steps: How many steps each sample took, (B,).
@@ -63,6 +65,7 @@ def iterate(
     compact: bool = True,
     first: int = 1,
     tolerance: float | None = None,
+    keep_outputs: bool = True,
 ) -> Trace:
     """Iterate until every sample is done, at most `steps` times.
 
@@ -77,17 +80,35 @@ def iterate(
             the samples of its batch, as batch norm does in training.
         first: tau of the first step.
         tolerance: The residual at which a sample counts as converged; None for the stopping rule's, else 1e-4.
+        keep_outputs: Whether the outputs of all steps are kept. Where they are as large as the state, they are what
+            takes memory.
     """
     solver.check_size(s.shape[1])
-    run = _Run(g, solver, halting, compact, s, output, halting.tolerance if tolerance is None else tolerance)
+    tolerance = halting.tolerance if tolerance is None else tolerance
+    run = _Run(g, solver, halting, compact, s, output, tolerance, keep_outputs)
     for step in range(first, first + steps):
         run.take(step, is_last=step == first + steps - 1)
-    return run.trace()
+    return run.trace(steps)
+
+
+class _Look(NamedTuple):
+    """What an evaluation says of those in the batch."""
+
+    evaluation: Evaluation
+    residual: Tensor
+    length: Tensor
+    wanted: Tensor
+    """Whom the stopping rule would let go."""
+
+    def select(self, rows: Tensor) -> _Look:
+        value, output, returned = self.evaluation
+        part = Evaluation(value.index_select(0, rows), output.index_select(0, rows), returned)
+        return _Look(part, self.residual[rows], self.length[rows], self.wanted[rows])
 
 
 @dataclass
 class _Run:
-    """One iteration, as far as it has come."""
+    """One iteration, as far as it has come. A sample is written into the ledger once, when it is done."""
 
     g: Map
     solver: Solver
@@ -96,119 +117,143 @@ class _Run:
     s: Tensor
     """The iterate of those who are in the batch."""
     output: Tensor
+    """The present output of everyone, if outputs are kept."""
     tolerance: float | None
-    value: Tensor = field(init=False)
-    point: Tensor = field(init=False)
+    keep_outputs: bool
     outputs: list[Tensor] = field(default_factory=list)
-    residuals: list[Tensor] = field(default_factory=list)
-    moved: list[Tensor] = field(default_factory=list)
     last: Evaluation | None = None
+    taken: int = 0
+    frozen: Tensor | None = None
+    """Who in the batch is done already, where the done cannot leave."""
 
     def __post_init__(self) -> None:
-        s, count = self.s, len(self.s)
         self.whole = self.g
-        self.value, self.point = s, s
-        self.present = torch.arange(count, device=s.device)
-        self.running = torch.ones(count, dtype=torch.bool, device=s.device)
-        self.steps = torch.zeros(count, dtype=torch.long, device=s.device)
-        self.evaluations = torch.zeros_like(self.steps)
-        self.status = torch.full_like(self.steps, Status.max_steps)
-        self.scale = s.detach().norm(dim=1)  # of the start; the first step's length is added
-        self.residual = torch.zeros_like(self.scale)
-        self.length = torch.zeros_like(self.scale)
-        self.memory = self.solver.init(s)
+        self.left = self.count = len(self.s)
+        self.start = self.s
+        self.present = torch.arange(self.count, device=self.s.device)
+        self.scale = torch.linalg.vector_norm(self.s.detach(), dim=1)  # the first step's length is added
+        self.previous = self.output.detach()
+        self.memory = self.solver.init(self.s)
         self.rule = self.halting.begin()
+        self.ledger = Ledger(self.count)
 
     def take(self, step: int, is_last: bool) -> None:
         """Take a step, or stand still when nobody is left."""
-        if len(self.present) and bool(self.running.any()):
-            evaluation = self.g(self.s, step)
-            done = self._record(evaluation, step)
-            if not is_last:
-                self._advance(evaluation, done, step)
-        self.outputs.append(self.output)
-        self.residuals.append(self.residual)
-        self.moved.append(self.length)
+        if self.left:
+            look = self._look(self.g(self.s, step), step)
+            if is_last:
+                self._close(look, self._running())
+            else:
+                self._advance(look, self._ended(look), step)
+        if self.keep_outputs:
+            self.outputs.append(self.output)
 
-    def _record(self, evaluation: Evaluation, step: int) -> Tensor:
-        """Note what a step has brought to those in the batch; return who of them is done."""
+    def _look(self, evaluation: Evaluation, step: int) -> _Look:
+        """Measure what a step has brought to those in the batch."""
         value, made = evaluation.value, evaluation.output
         with torch.no_grad():
-            length = (value - self.s).norm(dim=1)
-            residual = relative(length, value.norm(dim=1))
-            previous = self.output if len(self.present) == len(self.output) else self.output[self.present]
-            progress = Progress(step, residual, made.detach(), previous.detach())
+            length = torch.linalg.vector_norm(value - self.s, dim=1)
+            residual = relative(length, torch.linalg.vector_norm(value, dim=1))
+            progress = Progress(step, residual, made.detach(), self.previous)
             wanted, self.rule = self.halting.done(progress, self.rule)
-            if not self.outputs:
-                self.scale = self.scale + length
-            finite = is_finite(value) & is_finite(made)
-            status = judge(residual, length, self.scale, finite, self.tolerance, wanted)
-        everyone = len(self.present) == len(self.value) and (self.compact or bool(self.running.all()))
+            self.scale = self.scale if self.taken else self.scale + length
+        self.taken += 1
+        self.ledger.note(self.present, residual, length)
+        everyone = len(self.present) == self.count and self.frozen is None
         self.last = evaluation if everyone else None
-        self.value, self.point = self._put(self.value, value), self._put(self.point, self.s)
-        self.output = self._put(self.output, made)
-        self.residual, self.length = self._put(self.residual, residual), self._put(self.length, length)
-        self.status = self._put(self.status, status)
-        ones = torch.ones_like(self._counted())
-        self.steps = self.steps.index_add(0, self._counted(), ones)
-        self.evaluations = self.evaluations.index_add(0, self._counted(), ones)
+        self.previous = made.detach()
+        if self.keep_outputs:
+            self.output = made if everyone else self._put(made)
+        return _Look(evaluation, residual, length, wanted)
+
+    def _put(self, made: Tensor) -> Tensor:
+        """Put the outputs of those who run into their places."""
+        rows = self._running()
+        index, part = (self.present, made) if rows is None else (self.present[rows], made[rows])
+        return self.output.index_copy(0, index, part.to(self.output.dtype))
+
+    def _running(self) -> Tensor | None:
+        """Return the rows of those who run, None for all."""
+        return None if self.frozen is None else (~self.frozen).nonzero()[:, 0]
+
+    def _ended(self, look: _Look) -> Tensor | None:
+        """Write those who are done into the ledger, and return their rows, None for nobody's."""
         if isinstance(self.halting, Never):
-            return torch.zeros_like(wanted)
-        return wanted | (status == Status.non_finite) | (status == Status.diverged)
+            return None
+        value, made, _ = look.evaluation
+        with torch.no_grad():
+            ended = look.wanted | ~(look.length <= DIVERGED_ABOVE * self.scale)  # NaN as well
+            if made.data_ptr() != value.data_ptr():  # else the length has told
+                ended = ended | ~made.detach().flatten(1).sum(dim=1).isfinite()
+            if self.frozen is not None:
+                ended = ended & ~self.frozen
+            rows = ended.nonzero()[:, 0]
+            if not len(rows):
+                return None
+            status = self._judge(look.select(rows), rows)
+            sure = look.wanted[rows] | (status == Status.non_finite) | (status == Status.diverged)
+        return self._close(look, rows[sure])
 
-    def _put(self, whole: Tensor, part: Tensor) -> Tensor:
-        """Put what those in the batch have into its place; who is frozen keeps the old."""
-        gone = len(self.present) < len(whole)
-        if self.compact or bool(self.running.all()):
-            return whole.index_copy(0, self.present, part.to(whole.dtype)) if gone else part
-        if gone:  # some have left, and then the others could not be taken apart any further
-            return whole.index_copy(0, self._counted(), part[self.running].to(whole.dtype))
-        return torch.where(self.running.reshape(-1, *[1] * (part.ndim - 1)), part, whole)
+    def _judge(self, look: _Look, rows: Tensor | None) -> Tensor:
+        finite = is_finite(look.evaluation.value) & is_finite(look.evaluation.output)
+        scale = self.scale if rows is None else self.scale[rows]
+        return judge(look.residual, look.length, scale, finite, self.tolerance, look.wanted)
 
-    def _counted(self) -> Tensor:
-        return self.present if self.compact else self.present[self.running]
+    def _close(self, look: _Look, rows: Tensor | None) -> Tensor | None:
+        """Write samples into the ledger; return their rows, None if there are none."""
+        index, point = self.present, self.s
+        if rows is not None:
+            if not len(rows):
+                return None
+            look, index, point = look.select(rows), index[rows], point.index_select(0, rows)
+        value, output, _ = look.evaluation
+        with torch.no_grad():
+            status = self._judge(look, rows)
+        self.ledger.close(index, value, point, None if self.keep_outputs else output, status, self.taken)
+        self.left -= len(index)
+        return rows
 
-    def _advance(self, evaluation: Evaluation, done: Tensor, step: int) -> None:
+    def _advance(self, look: _Look, ended: Tensor | None, step: int) -> None:
         """Let those go who are done, and move the others on."""
-        s, value = self.s, evaluation.value
-        if bool(done.any()):
-            keep = self._let_go(done)
-            s, value = s[keep], value[keep]
-        if not len(self.present) or not bool(self.running.any()):
+        s, value = self.s, look.evaluation.value
+        if not self.left:
             return
+        if ended is not None:
+            keep = self._let_go(ended)
+            s, value = (s, value) if keep is None else (s.index_select(0, keep), value.index_select(0, keep))
         new, self.memory = self.g.advance(self.solver, self.memory, s, value, step)
-        extra = self.solver.extra_evaluations(s.shape[1])
-        if extra:
-            self.evaluations = self.evaluations.index_add(0, self._counted(), torch.full_like(self._counted(), extra))
-        self.s = new if bool(self.running.all()) else torch.where(self.running[:, None], new, self.s)
+        self.s = new if self.frozen is None else torch.where(self.frozen[:, None], s, new)
 
-    def _let_go(self, done: Tensor) -> Tensor:
-        """Take those who are done out of the batch, or freeze them; return which of its rows stay."""
-        everyone = torch.arange(len(done), device=done.device)
+    def _let_go(self, rows: Tensor) -> Tensor | None:
+        """Take samples out of the batch and return which of its rows stay; or freeze them, and return None."""
+        gone = torch.zeros(len(self.present), dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
         if self.compact:
-            keep = everyone[~done]
+            keep = (~gone).nonzero()[:, 0]
             try:
-                self.g = self.whole.select(self.present[keep]) if len(keep) else self.g
+                self.g = self.whole.select(self.present[keep])
             except NotSelectableError:
                 self.compact = False
             else:
-                self.present, self.running, self.scale = self.present[keep], self.running[keep], self.scale[keep]
+                self.present, self.scale, self.previous = self.present[keep], self.scale[keep], self.previous[keep]
                 self.memory, self.rule = select_memory(self.memory, keep), select_memory(self.rule, keep)
                 return keep
-        self.running = self.running & ~done
-        return everyone
+        self.frozen = gone if self.frozen is None else self.frozen | gone
+        return None
 
-    def trace(self) -> Trace:
-        """Return what there is."""
+    def trace(self, steps: int) -> Trace:
+        """Return what there is after `steps` steps, of which those after the last sample was done were none."""
+        value, point, made, taken, status = self.ledger.settle(self.start, self.output)
+        residuals, moved = self.ledger.rows(taken, steps, self.scale)
+        output = self.output if self.keep_outputs else made
         return Trace(
-            value=self.value,
-            point=self.point,
-            output=self.output,
-            outputs=self.outputs,
-            residuals=self.residuals,
-            moved=self.moved,
-            steps=self.steps,
-            status=self.status,
-            evaluations=self.evaluations,
+            value=value,
+            point=point,
+            output=output,
+            outputs=self.outputs if self.keep_outputs or not steps else [output],
+            residuals=residuals,
+            moved=moved,
+            steps=taken,
+            status=status,
+            evaluations=taken + self.solver.extra_evaluations(self.start.shape[1]) * (taken - 1).clamp(min=0),
             last=self.last,
         )
