@@ -210,8 +210,7 @@ def judge(
     """
     status = torch.full_like(residual, Status.max_steps, dtype=torch.long)
     if halted is not None:
-        status[halted] = Status.halted
-    status[length > DIVERGED_ABOVE * scale] = Status.diverged
-    status[residual <= (CONVERGED_BELOW if tolerance is None else tolerance)] = Status.converged
-    status[~finite] = Status.non_finite
-    return status
+        status = status.masked_fill(halted, Status.halted)
+    status = status.masked_fill(length > DIVERGED_ABOVE * scale, Status.diverged)
+    small = residual <= (CONVERGED_BELOW if tolerance is None else tolerance)
+    return status.masked_fill(small, Status.converged).masked_fill(~finite, Status.non_finite)

@@ -73,4 +73,5 @@ def _apply(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    size: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return size

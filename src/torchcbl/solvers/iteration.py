@@ -131,7 +131,7 @@ class _Run:
         self.left = self.count = len(self.s)
         self.start = self.s
         self.present = torch.arange(self.count, device=self.s.device)
-        self.scale = torch.linalg.vector_norm(self.s.detach(), dim=1)  # the first step's length is added
+        self.scale = self.g.norm(self.s.detach())  # the first step's length is added
         self.previous = self.output.detach()
         self.memory = self.solver.init(self.s)
         self.rule = self.halting.begin()
@@ -152,9 +152,9 @@ class _Run:
         """Measure what a step has brought to those in the batch."""
         value, made = evaluation.value, evaluation.output
         with torch.no_grad():
-            length = torch.linalg.vector_norm(value - self.s, dim=1)
-            residual = relative(length, torch.linalg.vector_norm(value, dim=1))
-            progress = Progress(step, residual, made.detach(), self.previous)
+            length = self.g.norm(value - self.s)
+            residual = relative(length, self.g.norm(value))
+            progress = Progress(step, residual, made.detach(), self.previous, self.g.real)
             wanted, self.rule = self.halting.done(progress, self.rule)
             self.scale = self.scale if self.taken else self.scale + length
         self.taken += 1
@@ -183,8 +183,8 @@ class _Run:
         value, made, _ = look.evaluation
         with torch.no_grad():
             ended = look.wanted | ~(look.length <= DIVERGED_ABOVE * self.scale)  # NaN as well
-            if made.data_ptr() != value.data_ptr():  # else the length has told
-                ended = ended | ~made.detach().flatten(1).sum(dim=1).isfinite()
+            for whole in (value, made) if made.data_ptr() != value.data_ptr() else (value,):
+                ended = ended | ~whole.detach().flatten(1).sum(dim=1).isfinite()  # judged exactly below
             if self.frozen is not None:
                 ended = ended & ~self.frozen
             rows = ended.nonzero()[:, 0]
