@@ -19,7 +19,8 @@ import pytest
 from torchcbl.lab.recipe import Recipe, load_recipe
 from torchcbl.lab.records import EpochRecord, Record, TestRecord, read_records, write_record
 from torchcbl.lab.report import build_report, table, tables
-from torchcbl.lab.report.figures import as_svg, colour, draw
+from torchcbl.lab.report.drawing import as_svg
+from torchcbl.lab.report.figures import colour, draw
 from torchcbl.lab.report.findings import Findings, findings_of
 from torchcbl.lab.report.verdict import format_p, verdict
 from torchcbl.lab.statistics import compare, compare_all

@@ -81,6 +81,19 @@ def audit(options: argparse.Namespace) -> int:
     return 0
 
 
+def stability(options: argparse.Namespace) -> int:
+    """Examine whether a finished run's loop settles, and write the page."""
+    from torchcbl.lab.stability import examine
+
+    found = examine(options.run, options.data, options.samples, options.steps)
+
+    from torchcbl.lab.report.stability import verdict, write_stability
+
+    page = write_stability(found, options.run)
+    print("\n".join([str(found.report), "", *verdict(found), "", f"page: {page}"]))
+    return 0
+
+
 def _report(out: Path) -> None:
     from torchcbl.lab.records import read_records
     from torchcbl.lab.report import build_report, table
@@ -123,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"torchcbl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compare, _add_report, _add_sites, _add_audit):
+    for add in (_add_compare, _add_report, _add_sites, _add_audit, _add_stability):
         add(commands)
     return parser
 
@@ -212,3 +225,19 @@ def _add_audit(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.set_defaults(command=audit)
     parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
+
+
+def _add_stability(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands,
+        "stability",
+        "Say whether a finished run's loop settles.\n\n"
+        "Measures its contraction at the fixed points of validation samples, certifies it where the layers allow,\n"
+        "runs it on far beyond T, and writes stability.html and stability.json into the run's folder.",
+        "  torchcbl stability runs/demo/runs/cbl-seed0",
+    )
+    parser.set_defaults(command=stability)
+    parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
+    parser.add_argument("--samples", type=int, default=256, metavar="N", help="validation samples (default: 256)")
+    parser.add_argument("--steps", type=int, default=64, metavar="N", help="how far the loop is run (default: 64)")

@@ -91,7 +91,7 @@ def rebuild(folder: Path) -> nn.Module:
         ValueError: The folder's name is none of a run, or the weights do not fit.
         FileNotFoundError: There is no recipe, or no weights: the run is not finished.
     """
-    run = _run(folder)
+    run = find_run(folder)
     if not run.model.is_dir():
         raise FileNotFoundError(f"{run.folder} holds no weights: run the same `torchcbl compare` until it is finished.")
     shape, num_classes = DATA_FORMS[run.recipe.data]
@@ -118,7 +118,13 @@ def describe_run(folder: Path) -> str:
     return f"{folder.resolve().name} is the plain network: it has no loop to audit."
 
 
-def _run(folder: Path) -> Run:
+def find_run(folder: Path) -> Run:
+    """Find a run by its folder.
+
+    Raises:
+        ValueError: The folder's name is none of a run.
+        FileNotFoundError: There is no recipe beside it.
+    """
     folder = folder.resolve()
     match = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
     if match is None:

@@ -43,7 +43,8 @@ class Contraction:
         alpha: Weight of the OLD state, the damping of a `Picard` solver included.
         space: What the state s is: "y", "z" or "h".
         size: N, its size.
-        status: Whether the fixed point was found, (B,), by `Status`; where it was not, all is said of the last point.
+        status: Whether the fixed point was found, (B,), by `Status`; where it was not, norms, radii, eigenvalues and
+            the asymptotic rate are NaN.
         fixed_point: That point, (B, N).
         lengths: ||s_{t+1} - s_t|| of the loop as it runs, (K, B).
         errors: ||s_{t+1} - s*||, (K, B).
@@ -179,11 +180,13 @@ def contraction(
         run = iterate(FunctionMap(space.step, space.start.shape), space.start, space.start, Picard(), Never(), steps)
         found = _polish(space, run)
         point = found.value
-        spectral = spectrum(space.undamped, point, exact_up_to, iterations)
+        status = torch.where(found.status == Status.converged, found.status, run.status)
+        there = torch.where((status == Status.converged)[:, None], point, torch.nan)
+        spectral = spectrum(space.undamped, there, exact_up_to, iterations)
         eigenvalues = spectral.eigenvalues
         if space.carries_hidden:  # z has fewer numbers than h: F has a kernel, of which damping leaves alpha
-            eigenvalues = torch.cat([eigenvalues, torch.zeros_like(eigenvalues[:, :1])], dim=1)
-        own = spectrum(space.step, point, exact_up_to, iterations).radius if space.departure else None
+            eigenvalues = torch.cat([eigenvalues, 0 * eigenvalues[:, :1]], dim=1)
+        own = spectrum(space.step, there, exact_up_to, iterations).radius if space.departure else None
         certified, reason = _certify(net, space, call)
         return Contraction(
             spectral_norm=spectral.norm,
@@ -196,7 +199,7 @@ def contraction(
             alpha=space.alpha,
             space=space.name,
             size=space.size,
-            status=torch.where(found.status == Status.converged, found.status, run.status),
+            status=status,
             fixed_point=point,
             lengths=torch.stack(run.moved),
             errors=_errors(space, point, steps),

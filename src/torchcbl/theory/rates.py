@@ -31,6 +31,7 @@ class Recommendation:
         certified_steps: T after which every error ||s_T - s*|| is certainly below the tolerance times ||s*||; None
             where nothing below 1 is certified.
         tolerance: The tolerance.
+        lost: For how many samples no fixed point was found.
     """
 
     alpha: float | None
@@ -38,12 +39,14 @@ class Recommendation:
     rate: float
     certified_steps: int | None
     tolerance: float
+    lost: int = 0
 
     def __str__(self) -> str:
         if self.alpha is None:
+            why = f"no fixed point was found for {self.lost} samples" if self.lost else f"best rate {self.rate:.3g}"
             return (
-                f"no damping makes every sample settle (best rate {self.rate:.3g}): use solver='newton', 'anderson' or "
-                "'broyden', or make_contractive"
+                f"no damping makes every sample settle ({why}): use solver='newton', 'anderson' or 'broyden', "
+                "or make_contractive"
             )
         certain = "" if self.certified_steps is None else f"; certified: error below it after {self.certified_steps}"
         return (
@@ -86,7 +89,7 @@ def recommend(report: Contraction, tolerance: float) -> Recommendation:
     best = int((rates <= rates.min() + 1e-3).nonzero()[0])
     alpha, rate = float(alphas[best]), float(rates[best])
     if rate >= 1.0 or not bool(known.all()):
-        return Recommendation(None, None, rate, None, tolerance)
+        return Recommendation(None, None, rate, None, tolerance, int((~known).sum()))
     scale = (1.0 - alpha) / (1.0 - report.alpha) if report.alpha < 1.0 else 1.0
     first, size = report.lengths[0] * scale, report.fixed_point.norm(dim=1)
     start = float(torch.where(first == 0, 0.0, first / size).amax())

@@ -45,7 +45,8 @@ def build_report(folder: Path) -> Report:
         OSError: The folder cannot be written.
     """
     # Imported here so that `table` and the command line need no matplotlib.
-    from torchcbl.lab.report.figures import as_png, draw
+    from torchcbl.lab.report.drawing import as_png
+    from torchcbl.lab.report.figures import draw
     from torchcbl.lab.report.page import render
 
     findings = Findings(read_recipe(folder / "recipe.toml"), tuple(read_records(folder)))

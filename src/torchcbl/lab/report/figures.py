@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from torchcbl.lab.recipe import ARM_NAMES
 from torchcbl.lab.records import EpochRecord
+from torchcbl.lab.report.drawing import INK, MARKERS, PALETTE, canvas, legend, styled, title
 from torchcbl.lab.report.findings import BASELINE, Findings
 from torchcbl.lab.statistics import Comparison
-
-# Okabe and Ito's palette: told apart with the common colour-vision deficiencies.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "os^Dvp"
-_INK = "#1c2733"
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _INK,
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
-    "font.size": 10,
-    "grid.alpha": 0.35,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "torchcbl",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 
 Curve = NDArray[np.float64]
 
@@ -54,7 +26,7 @@ def draw(findings: Findings) -> dict[str, Figure]:
     Returns:
         Figures by the name of their file; without paired runs there is no figure of differences.
     """
-    with _styled():
+    with styled():
         figures = {
             "validation_loss": _learning(findings, "loss"),
             "validation_accuracy": _learning(findings, "accuracy"),
@@ -65,65 +37,19 @@ def draw(findings: Findings) -> dict[str, Figure]:
     return figures
 
 
-def as_png(figure: Figure) -> bytes:
-    """Write a figure as PNG on white."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def as_svg(figure: Figure, name: str) -> str:
-    """Write a figure as SVG to stand inside a page: no background, the page's text colour, ids of its own.
-
-    Args:
-        figure: The figure.
-        name: Unique in the page; goes before every id, as two figures would otherwise share some.
-    """
-    buffer = io.StringIO()
-    with _styled():
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'aria-hidden="true"', svg, count=1)
-
-
-_METADATA = ("Creator", "Date", "Format", "Type")
-
-
 def colour(arm: str) -> str:
     """Return the colour of an arm, the same in every figure of every study."""
-    return _PALETTE[_index(arm)]
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    with mpl.rc_context(_STYLE):
-        yield
+    return PALETTE[_index(arm)]
 
 
 def _index(arm: str) -> int:
     place = ARM_NAMES.index(arm) if arm in ARM_NAMES else sum(arm.encode())
-    return place % len(_PALETTE)
-
-
-def _canvas(height: float = 3.5) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.8, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def _title(axes: Axes, what: str, finding: str) -> None:
-    axes.set_title(f"{what}\n{finding}" if finding else what, loc="left")
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    return place % len(PALETTE)
 
 
 def _learning(findings: Findings, what: str) -> Figure:
     """Figures 2 and 3 of the paper: validation loss or accuracy of the answer y_T by epoch."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     read: Callable[[EpochRecord], float] = _read_loss if what == "loss" else _read_accuracy
     last = {}
     for arm in findings.arms:
@@ -135,8 +61,8 @@ def _learning(findings: Findings, what: str) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     unit, better, form = ("nats", "lower", ".3f") if what == "loss" else ("%", "higher", ".2f")
     axes.set_ylabel(f"Validation {what} ({unit})")
-    _title(axes, f"Validation {what} by epoch: {better} is better", _ending(last, form, unit))
-    _legend(figure, axes)
+    title(axes, f"Validation {what} by epoch: {better} is better", _ending(last, form, unit))
+    legend(figure, axes)
     return figure
 
 
@@ -150,7 +76,7 @@ def _read_accuracy(epoch: EpochRecord) -> float:
 
 def _plot_runs(axes: Axes, arm: str, x: Curve, curves: Curve) -> float:
     """Draw all runs thin, their mean thick (it breaks off where a run is not finite); return its end."""
-    marker = _MARKERS[_index(arm)]
+    marker = MARKERS[_index(arm)]
     mean = curves.mean(axis=0)
     for curve in curves if len(curves) > 1 else ():
         axes.plot(x, curve, color=colour(arm), linewidth=0.8, alpha=0.45, marker="." if x.size == 1 else "")
@@ -180,7 +106,7 @@ def _wrapped(start: str, parts: Sequence[str]) -> str:
 
 
 def _by_step(findings: Findings) -> Figure:
-    figure, axes = _canvas()
+    figure, axes = canvas()
     moved = []
     for arm in findings.arms:
         runs = [100 * np.array(run.test.accuracy) for run in findings.runs(arm)]
@@ -193,8 +119,8 @@ def _by_step(findings: Findings) -> Figure:
     axes.set_xlabel("Refinement step τ")
     axes.set_ylabel("Test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _title(axes, "Does refining help? A rising line says yes", _wrapped("", moved))
-    _legend(figure, axes)
+    title(axes, "Does refining help? A rising line says yes", _wrapped("", moved))
+    legend(figure, axes)
     return figure
 
 
@@ -207,14 +133,14 @@ def _plot_level(axes: Axes, arm: str, scores: Curve) -> None:
 
 def _differences(findings: Findings) -> Figure:
     comparisons = [comparison for comparison in findings.comparisons if comparison.n]
-    figure, axes = _canvas(1.9 + 0.6 * len(comparisons))
+    figure, axes = canvas(1.9 + 0.6 * len(comparisons))
     for row, comparison in enumerate(comparisons):
         _plot_difference(axes, row, comparison)
-    axes.axvline(0, color=_INK, linewidth=1)
+    axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(comparisons)), [comparison.treatment for comparison in comparisons])
     axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.set_xlabel(f"Test accuracy minus {BASELINE}, same seed (points)")
-    _title(axes, "Upper row: mean and 95% interval; lower row: every seed", _shown(comparisons))
+    title(axes, "Upper row: mean and 95% interval; lower row: every seed", _shown(comparisons))
     return figure
 
 
@@ -227,7 +153,7 @@ def _shown(comparisons: Sequence[Comparison]) -> str:
 
 def _plot_difference(axes: Axes, row: int, comparison: Comparison) -> None:
     arm, n = comparison.treatment, comparison.n
-    marker = _MARKERS[_index(arm)]
+    marker = MARKERS[_index(arm)]
     heights = row + 0.12 + 0.12 * (np.arange(n) % 2)  # two levels, so that near-equal runs stay apart
     axes.scatter(comparison.differences, heights, color=colour(arm), marker=marker, alpha=0.55, s=26)
     mean = float(np.mean(comparison.differences))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
-from importlib import resources
-from string import Template
 
 from matplotlib.figure import Figure
 
 from torchcbl.lab.report import tables
-from torchcbl.lab.report.figures import as_svg
 from torchcbl.lab.report.findings import BASELINE, Findings
+from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 
 _LINES = "Thin: single runs; thick: mean."
 _CAPTIONS = {
@@ -32,15 +30,15 @@ def render(findings: Findings, figures: Mapping[str, Figure]) -> str:
     Returns:
         HTML with the figures inside, without any reference to another file or address.
     """
-    template = Template(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
-    sections = {name: _figure(name, figure) for name, figure in figures.items()}
-    return template.substitute(
-        title=escape(f"{findings.recipe.name}: with and without feedback"),
+    sections = {name: captioned(name, figure, _CAPTIONS[name]) for name, figure in figures.items()}
+    return write_page(
+        f"{findings.recipe.name}: with and without feedback",
+        "study.html",
         label=escape(findings.label),
         progress=escape(findings.progress),
         progress_class="partial" if findings.missing else "complete",
-        verdicts=_paragraphs(findings.verdicts),
-        costs=_paragraphs(findings.costs),
+        verdicts=paragraphs(findings.verdicts),
+        costs=paragraphs(findings.costs),
         results=tables.results(findings).as_html(),
         differences=tables.differences(findings).as_html() if findings.comparisons else "",
         paired_figure=sections.get("paired_differences", ""),
@@ -51,12 +49,3 @@ def render(findings: Findings, figures: Mapping[str, Figure]) -> str:
         recipe=tables.recipe(findings).as_html(),
         surroundings=tables.surroundings(findings).as_html(),
     )
-
-
-def _paragraphs(sentences: Iterable[str]) -> str:
-    return "\n".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
-
-
-def _figure(name: str, figure: Figure) -> str:
-    caption = escape(_CAPTIONS[name])
-    return f"<figure>{as_svg(figure, name)}<figcaption>{caption}</figcaption></figure>\n"
