@@ -23,7 +23,7 @@ def flops(net: cbl.ContextLoop, batch: Batch, steps: int) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            net.run(Call((), dict(batch)), steps)  # refine would compute the context of y_T too, to say how far it moved
+            net.run(Call((), dict(batch)), steps)  # refine computes the context of y_T too, to say how far it moved
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())
