@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchcbl.solvers import Evaluation, FunctionMap
+from torchcbl.fixed_point import fixed_point
+from torchcbl.gradients import Gradient
+from torchcbl.halting import Halting, Tolerance
+from torchcbl.solvers import Evaluation, FunctionMap, Picard, Solver, Trace
 
+TIGHT = Tolerance(1e-13)
 DOTTIE = 0.7390851332151606416553  # cos(s) = s
 
 
@@ -166,3 +170,28 @@ class Counting(FunctionMap):
         part = Counting(self.function, torch.empty(len(index), *self.sizes), super().select(index).args)
         part.present, part.tally = self.present[index], self.tally
         return part
+
+
+def run(
+    known: Known,
+    rule: Gradient,
+    solver: Solver,
+    theta: list[Tensor],
+    halting: Halting | None = TIGHT,
+    steps: int = 3000,
+) -> Trace:
+    return fixed_point(known.f, known.start, theta, solver=solver, gradient=rule, halting=halting, steps=steps)
+
+
+def gradients(known: Known, rule: Gradient, solver: Solver, **options: object) -> list[Tensor]:
+    theta = known.leaves()
+    output = run(known, rule, solver, theta, **options).output  # type: ignore[arg-type]
+    return list(torch.autograd.grad((output * weights(known)).sum(), theta))
+
+
+def weights(known: Known) -> Tensor:
+    return random(*known.start.shape, seed=9)
+
+
+def picard(known: Known) -> Picard:
+    return Picard(known.damping or 0.0)

@@ -6,53 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from problems import PROBLEMS, Counting, Known, affine, cosine, mixed, random, rotation, symmetric, tanh_network
+from problems import (
+    PROBLEMS,
+    TIGHT,
+    Counting,
+    Known,
+    cosine,
+    gradients,
+    mixed,
+    picard,
+    random,
+    rotation,
+    run,
+    symmetric,
+    tanh_network,
+    weights,
+)
 from torchcbl.fixed_point import fixed_point
 from torchcbl.gradients import GRADIENTS, Bptt, Checkpointed, Gradient, Implicit, Phantom, Problem, Truncated
-from torchcbl.halting import Halting, Never, Tolerance
-from torchcbl.solvers import SOLVERS, Anderson, Broyden, Newton, Picard, Solver, Trace
+from torchcbl.halting import Never, Tolerance
+from torchcbl.solvers import Anderson, Broyden, Newton, Picard, Solver
 
-TIGHT = Tolerance(1e-13)
 RULES: list[Gradient] = [Bptt(), Checkpointed(), Truncated(2), Phantom(3, 0.3), Implicit()]
 FEW: list[Solver] = [Picard(0.2), Anderson(3), Broyden(5), Newton()]
-
-
-def run(
-    known: Known,
-    rule: Gradient,
-    solver: Solver,
-    theta: list[Tensor],
-    halting: Halting | None = TIGHT,
-    steps: int = 3000,
-) -> Trace:
-    return fixed_point(known.f, known.start, theta, solver=solver, gradient=rule, halting=halting, steps=steps)
-
-
-def gradients(known: Known, rule: Gradient, solver: Solver, **options: object) -> list[Tensor]:
-    theta = known.leaves()
-    output = run(known, rule, solver, theta, **options).output  # type: ignore[arg-type]
-    return list(torch.autograd.grad((output * weights(known)).sum(), theta))
-
-
-def weights(known: Known) -> Tensor:
-    return random(*known.start.shape, seed=9)
-
-
-def picard(known: Known) -> Picard:
-    return Picard(known.damping or 0.0)
-
-
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("solver", ["anderson", "newton"])
-@pytest.mark.parametrize("adjoint", ["exact", "anderson", "broyden", "newton", "picard"])
-def test_implicit_is_the_gradient_of_the_closed_form(problem: str, solver: str, adjoint: str) -> None:
-    known = PROBLEMS[problem]()
-    if adjoint == "picard" and known.damping is None:
-        return
-    system = picard(known) if adjoint == "picard" else adjoint
-    rule = Implicit(adjoint=system, tolerance=1e-13, steps=4000)
-    for found, expected in zip(gradients(known, rule, SOLVERS[solver]()), known.gradients(weights(known)), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("problem", [name for name in PROBLEMS if PROBLEMS[name]().damping is not None])
@@ -83,8 +59,9 @@ def test_bptt_through_a_solver_becomes_the_implicit_gradient(solver: Solver, bui
 @pytest.mark.parametrize("rule", [Bptt(), Checkpointed(), Truncated(4), Implicit(), Implicit(order=2)], ids=repr)
 def test_gradcheck(rule: Gradient, solver: Solver) -> None:
     known = tanh_network()
+    known = Known(known.f, known.start[:1], tuple(value[:1] for value in known.theta), known.exact)
     exact = isinstance(rule, Implicit)  # which differentiates the limit
-    halting, steps = (Tolerance(1e-14), 60) if exact else (Never(), 4)
+    halting, steps = (Tolerance(1e-13), 60) if exact else (Never(), 4)
     assert torch.autograd.gradcheck(lambda *theta: run(known, rule, solver, list(theta), halting, steps).output,
                                     known.leaves(), atol=1e-6)  # fmt: skip
 
@@ -156,18 +133,6 @@ def test_gradgradcheck(rule: Gradient, solver: Solver) -> None:
     assert torch.autograd.gradgradcheck(
         lambda *theta: run(known, rule, solver, list(theta), halting, steps).output, theta, atol=1e-6
     )
-
-
-@pytest.mark.parametrize("loss", [lambda y: y.sum(), lambda y: y.square().sum()])
-def test_implicit_says_that_it_cannot_be_differentiated_twice(loss: object) -> None:
-    known = tanh_network()
-    theta = known.leaves()
-    output = run(known, Implicit(), Anderson(), theta).output
-    first = torch.autograd.grad(loss(output), theta, create_graph=True)  # type: ignore[operator]
-    with pytest.raises(NotImplementedError, match="differentiated twice.*order=2.*or gradient='bptt'"):
-        torch.autograd.grad(first[1].square().sum(), theta)
-    with pytest.raises(ValueError, match=r"Implicit\(order=2\) needs an exact adjoint.*N = 4.*adjoint='anderson'"):
-        run(known, Implicit(order=2, adjoint="anderson"), Anderson(), theta)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
@@ -254,46 +219,6 @@ def test_parameters_and_starts() -> None:
         by_weight, by_start = torch.autograd.grad(output.sum(), [weight, start], allow_unused=True)
         assert bool(by_weight.any())
         assert (by_start is not None) == isinstance(rule, (Bptt, Checkpointed))
-
-
-def test_implicit_can_run_backward_again_and_calls_hooks_once() -> None:
-    weight, calls = random(4, 4).mul(0.2).requires_grad_(), []
-    weight.register_hook(lambda g: calls.append(g))
-    output = fixed_point(lambda s: torch.tanh(s @ weight + 0.3), random(3, 4), gradient="implicit").output
-    output.sum().backward(retain_graph=True)
-    first = weight.grad.clone()  # type: ignore[union-attr]
-    output.sum().backward()
-    torch.testing.assert_close(weight.grad, 2 * first)
-    assert len(calls) == 2
-
-
-def test_implicit_warns_where_the_adjoint_is_not_solved() -> None:
-    known = symmetric()
-    message = r"the adjoint system of gradient='implicit' was not solved for {} of 3 samples \({}"
-    with pytest.warns(RuntimeWarning, match=message.format(3, "its relative residual is up to .* after 2 steps")):
-        gradients(known, Implicit(adjoint="anderson", steps=2), Newton())
-    singular = affine(torch.diag_embed(torch.tensor([[1.0, 0.5], [0.2, 0.5], [0.3, 0.1]], dtype=torch.float64)))
-    singular = Known(singular.f, singular.start, (singular.theta[0], 0 * singular.theta[1]), singular.exact)
-    for rule in (Implicit(), Implicit(order=2)):
-        with pytest.warns(RuntimeWarning, match=message.format(1, "I - J is singular there")):
-            found = gradients(singular, rule, Picard())
-        assert all(bool(one.isfinite().all()) for one in found)
-        a, v = singular.theta[0][0], weights(singular)[0]
-        torch.testing.assert_close(found[1][0], v + a @ v if rule.order > 1 else v)
-
-
-@pytest.mark.parametrize("adjoint", ["picard", "anderson", "broyden"])
-def test_an_adjoint_that_diverges_spoils_no_other_sample(adjoint: str) -> None:
-    a = torch.tensor([[0.5], [-3.0], [0.9]], dtype=torch.float64)
-    known = Known(lambda s, a, b: a * s + b, torch.zeros_like(a), (a, torch.ones_like(a)), lambda a, b: b / (1 - a))
-    rule = Implicit(adjoint=adjoint, steps=2 if adjoint != "picard" else 500, tolerance=1e-12)
-    with pytest.warns(RuntimeWarning, match="was not solved"):
-        found = gradients(known, rule, Newton())
-    assert all(bool(one.isfinite().all()) for one in found)
-    if adjoint == "picard":
-        expected = known.gradients(weights(known))
-        torch.testing.assert_close(found[0][[0, 2]], expected[0][[0, 2]], rtol=1e-9, atol=0)
-        assert torch.equal(found[1][1], weights(known)[1])  # u = v
 
 
 def test_options_are_checked() -> None:

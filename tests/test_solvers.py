@@ -8,14 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from problems import PROBLEMS, Counting, Known, affine, expanding, kepler, mixed, random, square_root, symmetric
+from problems import PROBLEMS, TIGHT, Counting, Known, affine, expanding, kepler, mixed, square_root, symmetric
 from torchcbl.fixed_point import fixed_point
 from torchcbl.halting import Never, Tolerance
 from torchcbl.refinement import Status
 from torchcbl.solvers import SOLVERS, Anderson, Broyden, FunctionMap, Newton, Picard, Solver, iterate
-from torchcbl.solvers.jacobian import jacobian
-
-TIGHT = Tolerance(1e-13)
 
 
 def solve(problem: Known, solver: Solver, steps: int = 3000, **options: object) -> object:
@@ -242,44 +239,6 @@ def test_options_are_checked() -> None:
             make()
     with pytest.raises(TypeError, match="Broyden's memory must be a whole number, at least 1, got 1.5"):
         Broyden(1.5)  # type: ignore[arg-type]
-
-
-class NoForwardMode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, s: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(s)
-        return s.sin()
-
-    @staticmethod
-    def backward(ctx, v: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        return v * ctx.saved_tensors[0].cos()
-
-
-@pytest.mark.parametrize(
-    ("mode", "sine"),
-    [
-        (torch.no_grad, torch.sin),
-        (torch.enable_grad, torch.sin),
-        (torch.inference_mode, torch.sin),
-        (torch.no_grad, NoForwardMode.apply),
-        (torch.enable_grad, NoForwardMode.apply),
-    ],
-)
-def test_jacobian(mode: type, sine: object) -> None:
-    with mode():
-        weight, s = random(3, 4, 4), random(3, 4, seed=1)
-        found = jacobian(lambda s: sine((weight @ s[:, :, None])[:, :, 0]), s)  # type: ignore[operator]
-        torch.testing.assert_close(found, (weight @ s[:, :, None]).cos() * weight)
-        constant = jacobian(lambda s: torch.ones_like(s), s)
-        assert torch.equal(constant, torch.zeros(3, 4, 4, dtype=torch.float64))
-
-
-def test_jacobian_has_no_reverse_mode_in_inference_mode() -> None:
-    with (
-        torch.inference_mode(),
-        pytest.raises(RuntimeError, match="has no forward-mode derivative, and torch.inference"),
-    ):
-        fixed_point(NoForwardMode.apply, random(2, 3), solver="newton", steps=3)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

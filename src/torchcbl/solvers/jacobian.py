@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -66,8 +67,13 @@ def _rows(g: Function, s: Tensor, basis: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(s) if row is None else row for row in rows], dim=1)
 
 
+_FORWARD_MODE = threading.RLock()
+"""torch keeps one forward-mode level for all threads: the first to leave it would wipe out what others compute."""
+
+
 def product(g: Function, s: Tensor, v: Tensor) -> Tensor:
-    """Return J v, (B, N), by forward mode."""
-    result = torch.func.jvp(g, (s,), (v,))[1]
+    """Return J v, (B, N), by forward mode; one thread at a time."""
+    with _FORWARD_MODE:
+        result = torch.func.jvp(g, (s,), (v,))[1]
     assert isinstance(result, Tensor)
     return result
