@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchcbl.arguments import check_steps
-from torchcbl.gradients import Gradient, Problem, find_gradient
+from torchcbl.gradients import Bptt, Checkpointed, Gradient, Problem, find_gradient
 from torchcbl.halting import Halting, Tolerance, check_halting
 from torchcbl.solvers import FunctionMap, Solver, Trace, find_solver
 
@@ -43,6 +43,7 @@ def fixed_point(
 
     Returns:
         `Trace`: `output` is the answer, (B, ...), with `residuals`, `steps`, `status` and `evaluations` per sample.
+        `outputs` are those of all steps under "bptt" and "checkpointed", else the answer alone.
 
     Raises:
         ValueError: An option is out of its range, f returns another shape, a tensor of `args` has not the batch first,
@@ -67,5 +68,8 @@ def fixed_point(
     g = FunctionMap(function, start.shape, args, start.dtype)
     vectors = start.flatten(1).to(torch.promote_types(start.dtype, torch.float32))
     rule = find_gradient(gradient)
-    problem = Problem(g, vectors, start, find_solver(solver), check_halting(halting), check_steps(steps), compact)
+    every = isinstance(rule, (Bptt, Checkpointed))  # whose outputs all have gradients
+    problem = Problem(
+        g, vectors, start, find_solver(solver), check_halting(halting), check_steps(steps), compact, every
+    )
     return rule.run(problem)

@@ -25,6 +25,7 @@ class Problem:
         halting: Says who is done.
         steps: T, at least 0.
         compact: Whether finished samples leave the batch.
+        keep_outputs: Whether y_1..y_{T-1} are kept too.
     """
 
     g: Map
@@ -34,12 +35,14 @@ class Problem:
     halting: Halting
     steps: int
     compact: bool = True
+    keep_outputs: bool = True
 
     def iterate(self, steps: int | None = None, g: Map | None = None) -> Trace:
         """Run it, with fewer steps or through another map if given."""
         steps = self.steps if steps is None else steps
         g = self.g if g is None else g
-        return iterate(g, self.start, self.output, self.solver, self.halting, steps, self.compact)
+        options = {"compact": self.compact, "keep_outputs": self.keep_outputs}
+        return iterate(g, self.start, self.output, self.solver, self.halting, steps, **options)
 
 
 class Gradient(ABC):
@@ -62,7 +65,7 @@ class Gradient(ABC):
 
 def attach(trace: Trace, g: Map, s: Tensor) -> Trace:
     """Make what belongs to s (B, N), which has a gradient, the answer of an iteration that had none."""
-    last = g.finish(s, max(1, len(trace.outputs)))
+    last = g.finish(s, max(1, len(trace.residuals)))
     trace.evaluations = trace.evaluations + g.finish_evaluations
     trace.value, trace.output, trace.last = s, last.output, last
     trace.outputs[-1] = last.output

@@ -132,8 +132,9 @@ class Truncated(Gradient):
             Never(),
             self.steps,
             problem.compact,
-            first=len(early.outputs) + 1,
+            first=len(early.residuals) + 1,
             tolerance=problem.halting.tolerance,
+            keep_outputs=problem.keep_outputs,
         )
         return _join(early, late)
 
@@ -142,9 +143,10 @@ def _join(early: Trace, late: Trace) -> Trace:
     """Two traces, one after the other; what ended badly in the first has ended badly."""
     bad = (early.status == Status.diverged) | (early.status == Status.non_finite)
     halted = (early.status == Status.halted) & (late.status == Status.max_steps)
+    all_kept = len(early.outputs) == len(early.residuals)
     return replace(
         late,
-        outputs=[*early.outputs, *late.outputs],
+        outputs=[*early.outputs, *late.outputs] if all_kept else late.outputs,
         residuals=[*early.residuals, *late.residuals],
         moved=[*early.moved, *late.moved],
         steps=early.steps + late.steps,

@@ -113,7 +113,8 @@ class FunctionMap(Map):
         if not isinstance(new, Tensor) or new.shape != (len(s), *self.sizes):
             got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(f"the map returned {got} for a state of shape {(len(s), *self.sizes)}, expected the same.")
-        return Evaluation(new.flatten(1).to(s.dtype), new, new)
+        value = new.flatten(1)
+        return Evaluation(value if value.dtype == s.dtype else value.to(s.dtype), new, new)
 
     finish_evaluations = 0
 
@@ -124,7 +125,8 @@ class FunctionMap(Map):
         return Evaluation(s, output, output)
 
     def _unpack(self, s: Tensor) -> Tensor:
-        return s.reshape(len(s), *self.sizes).to(s.dtype if self.dtype is None else self.dtype)
+        state = s.reshape(len(s), *self.sizes)
+        return state if self.dtype is None or self.dtype == s.dtype else state.to(self.dtype)
 
     def select(self, index: Tensor) -> FunctionMap:
         """Return f with the rows of its arguments."""
@@ -168,9 +170,14 @@ class Solver(ABC):
 
 def select_memory(memory: Memory, index: Tensor) -> Memory:
     """Keep what is remembered of some samples."""
-    return pytree.tree_map(lambda leaf: leaf.index_select(0, index) if isinstance(leaf, Tensor) else leaf, memory)
+    if isinstance(memory, Tensor):
+        return memory.index_select(0, index)
+    if type(memory) is tuple:
+        return tuple([select_memory(part, index) for part in memory])
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.index_select(0, index), memory)
 
 
 def keep_finite(new: Tensor, fallback: Tensor) -> Tensor:
     """Replace the samples (B, N) that hold NaN or infinity by those of `fallback`."""
-    return torch.where(new.detach().sum(dim=1, keepdim=True).isfinite(), new, fallback)  # far cheaper than one by one
+    total = new.detach().sum(dim=1, keepdim=True)  # far cheaper than to look at one by one
+    return torch.where(total.abs() < torch.inf, new, fallback)

@@ -102,8 +102,9 @@ class _Look(NamedTuple):
 
     def select(self, rows: Tensor) -> _Look:
         value, output, returned = self.evaluation
-        part = Evaluation(value.index_select(0, rows), output.index_select(0, rows), returned)
-        return _Look(part, self.residual[rows], self.length[rows], self.wanted[rows])
+        chosen = value.index_select(0, rows)
+        made = chosen if output.data_ptr() == value.data_ptr() else output.index_select(0, rows)
+        return _Look(Evaluation(chosen, made, returned), self.residual[rows], self.length[rows], self.wanted[rows])
 
 
 @dataclass
@@ -142,7 +143,7 @@ class _Run:
         if self.left:
             look = self._look(self.g(self.s, step), step)
             if is_last:
-                self._close(look, self._running())
+                self._close_all(look)
             else:
                 self._advance(look, self._ended(look), step)
         if self.keep_outputs:
@@ -182,36 +183,42 @@ class _Run:
             return None
         value, made, _ = look.evaluation
         with torch.no_grad():
-            ended = look.wanted | ~(look.length <= DIVERGED_ABOVE * self.scale)  # NaN as well
-            for whole in (value, made) if made.data_ptr() != value.data_ptr() else (value,):
-                ended = ended | ~whole.detach().flatten(1).sum(dim=1).isfinite()  # judged exactly below
+            known = look.length
+            for whole in (value,) if made.data_ptr() == value.data_ptr() else (value, made):
+                known = torch.add(known, whole.detach().flatten(1).sum(dim=1), alpha=0)  # NaN where that is not finite
+            ended = look.wanted | ~(known <= DIVERGED_ABOVE * self.scale)
             if self.frozen is not None:
                 ended = ended & ~self.frozen
             rows = ended.nonzero()[:, 0]
             if not len(rows):
                 return None
-            status = self._judge(look.select(rows), rows)
+            status = self._judge(look.select(rows), self.scale[rows])
             sure = look.wanted[rows] | (status == Status.non_finite) | (status == Status.diverged)
-        return self._close(look, rows[sure])
+            if not bool(sure.all()):  # large, but small against what it was added to
+                rows, status = rows[sure], status[sure]
+        self._close(look, rows, status)
+        return rows
 
-    def _judge(self, look: _Look, rows: Tensor | None) -> Tensor:
-        finite = is_finite(look.evaluation.value) & is_finite(look.evaluation.output)
-        scale = self.scale if rows is None else self.scale[rows]
+    def _judge(self, look: _Look, scale: Tensor) -> Tensor:
+        value, made, _ = look.evaluation
+        finite = is_finite(value) if made.data_ptr() == value.data_ptr() else is_finite(value) & is_finite(made)
         return judge(look.residual, look.length, scale, finite, self.tolerance, look.wanted)
 
-    def _close(self, look: _Look, rows: Tensor | None) -> Tensor | None:
-        """Write samples into the ledger; return their rows, None if there are none."""
-        index, point = self.present, self.s
+    def _close(self, look: _Look, rows: Tensor | None, status: Tensor) -> None:
+        """Write samples into the ledger, all of the batch if `rows` is None."""
+        (value, output, _), index, point = look.evaluation, self.present, self.s
         if rows is not None:
-            if not len(rows):
-                return None
-            look, index, point = look.select(rows), index[rows], point.index_select(0, rows)
-        value, output, _ = look.evaluation
-        with torch.no_grad():
-            status = self._judge(look, rows)
+            value, point, index = value.index_select(0, rows), point.index_select(0, rows), index[rows]
+            output = output if self.keep_outputs else output.index_select(0, rows)
         self.ledger.close(index, value, point, None if self.keep_outputs else output, status, self.taken)
         self.left -= len(index)
-        return rows
+
+    def _close_all(self, look: _Look) -> None:
+        """Write those who still run into the ledger."""
+        rows = self._running()
+        with torch.no_grad():
+            status = self._judge(look, self.scale)
+        self._close(look, rows, status if rows is None else status[rows])
 
     def _advance(self, look: _Look, ended: Tensor | None, step: int) -> None:
         """Let those go who are done, and move the others on."""
