@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.language import without_cache
@@ -63,7 +64,11 @@ def jacobian_penalty(
     check_count("jacobian_penalty", "probes", probes)
     call = without_cache(net.backbone, Call(args, kwargs))
     steps = max(1, net.config.steps)
-    with buffers_kept(net), net.mapped(call) as g:
+    with (
+        buffers_kept(net),
+        sdpa_kernel(SDPBackend.MATH),
+        net.mapped(call) as g,
+    ):  # fused attention has no double backward
         start = g.prepare()
         with torch.no_grad():
             run = iterate(g, start, g.output, Picard(), Never(), steps - 1, compact=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchcbl.backbone.calls import Call, evaluating
 from torchcbl.backbone.language import without_cache
@@ -126,7 +127,10 @@ class Space:
 
 @contextmanager
 def opened(net: ContextLoop, call: Call) -> Iterator[Space]:
-    """Run step 0 of a call in eval mode, and give the maps on its states for as long as the context is open."""
+    """Run step 0 of a call in eval mode, and give the maps on its states for as long as the context is open.
+
+    Attention is computed unfused meanwhile, since fused kernels can be differentiated but once, and not forwards.
+    """
     call = without_cache(net.backbone, call)
-    with torch.inference_mode(False), evaluating(net), net.mapped(call) as g:
+    with torch.inference_mode(False), evaluating(net), sdpa_kernel(SDPBackend.MATH), net.mapped(call) as g:
         yield Space(g, max(1, net.config.steps))
