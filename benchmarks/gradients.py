@@ -3,8 +3,8 @@
     python benchmarks/gradients.py [--json results/benchmarks/gradients.json]
 
 A CNN with one additive adapter in float64, its context scaled so that the slowest sample's asymptotic rate rho is 0.5
-or 0.9. Every rule starts from the same fixed point (Newton, to 1e-12), but for `bptt`, which is T plain steps from y_0. The
-exact gradient of a cross entropy, by all parameters together, is that of `Implicit(adjoint="exact")`; the bias is
+or 0.9. Every rule starts from the same fixed point (found to 1e-12), but for `bptt`, which is T plain steps from y_0.
+The exact gradient of a cross entropy, by all parameters together, is that of `Implicit(adjoint="exact")`; the bias is
 ||g - g_exact|| / ||g_exact||. Half a minute.
 """
 
@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-import record
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import record
 import torchcbl as cbl
 from torchcbl.gradients import Bptt, Gradient, Implicit, Phantom, Truncated
 from torchcbl.halting import Never

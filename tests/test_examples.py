@@ -13,6 +13,7 @@ SHORT = {
     "frozen_vit": ["bit for bit as it was: True", "trainable parameters: 9,024 of 35,786"],
     "bert_classifier": ["held-out accuracy at step 2: "],
     "lstm": ["test accuracy at step 4: "],
+    "fixed_point": ["bounded: Refinement", "certified bound on gamma: 0.", "penalised: Refinement"],
     "own_adapter": ["Sharpen  live", "loaded again, it answers alike: True"],
 }
 

@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_snippets_print_what_they_say() -> None:
     codes, expected = blocks("python"), blocks("text")
-    assert len(codes) == len(expected) == 2
+    assert len(codes) == len(expected) == 3
     names: dict[str, object] = {}
     for code, text in zip(codes, expected, strict=True):
         if "transformers" in code:

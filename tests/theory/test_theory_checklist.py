@@ -1,4 +1,4 @@
-"""Contraction and penalty over every adapter x schedule x backbone: against the Jacobian that autograd makes of a step."""
+"""Contraction and penalty over every adapter x schedule x backbone, against the Jacobian that autograd makes."""
 
 from __future__ import annotations
 
