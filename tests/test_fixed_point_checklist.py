@@ -164,6 +164,7 @@ def test_finished_samples_leave_the_batch(name: str, cut: str) -> None:
         together = name == "branching"  # which takes its branches for the batch as a whole
         assert sizes == ([6] * 6 if together else [6, 4, 4, 2, 1, 1]) + ([6] if isinstance(r.returned, dict) else [])
         assert r.steps.tolist() == [3, 1, 4, 6, 1, 3]
+        assert (r.evaluations - r.steps).tolist() == [len(sizes) - 6] * 6
         assert torch.equal(_tensor(r.returned), r.output)
         for sample, steps in enumerate(r.steps.tolist()):
             torch.testing.assert_close(r.output[sample], plain.outputs[steps][sample], rtol=1e-9, atol=1e-9)

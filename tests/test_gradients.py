@@ -24,7 +24,8 @@ from problems import (
 )
 from torchcbl.fixed_point import fixed_point
 from torchcbl.gradients import GRADIENTS, Bptt, Checkpointed, Gradient, Implicit, Phantom, Problem, Truncated
-from torchcbl.halting import Never, Tolerance
+from torchcbl.halting import Halting, Never, Progress, Tolerance
+from torchcbl.refinement import Status
 from torchcbl.solvers import Anderson, Broyden, Newton, Picard, Solver
 
 RULES: list[Gradient] = [Bptt(), Checkpointed(), Truncated(2), Phantom(3, 0.3), Implicit()]
@@ -233,3 +234,21 @@ def test_options_are_checked() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             make()
+
+
+class Once(Halting):
+    def done(self, progress: Progress, memory: object) -> tuple[Tensor, object]:
+        return torch.ones_like(progress.residual, dtype=torch.bool), memory
+
+
+@pytest.mark.parametrize(("halting", "names"), [
+    (Tolerance(1e-8), ["converged", "diverged", "max_steps", "non_finite"]),
+    (Once(), ["halted", "halted", "halted", "non_finite"]),
+])  # fmt: skip
+def test_truncated_keeps_how_a_sample_ended_before(halting: Halting, names: list[str]) -> None:
+    rates = torch.tensor([[0.5], [30.0], [0.9], [torch.nan]], dtype=torch.float64)
+    start, rule = torch.ones_like(rates), Truncated(2)
+    trace = fixed_point(
+        lambda s, a: a * s + 1, start, [rates], solver="picard", gradient=rule, steps=40, halting=halting
+    )
+    assert [Status(status).name for status in trace.status.tolist()] == names

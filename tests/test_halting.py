@@ -81,6 +81,12 @@ def test_agreement_counts_repetitions_in_a_row() -> None:
     assert status == [Status.halted] * 3 + [Status.max_steps] + [Status.halted]
 
 
+def test_what_is_not_finite_agrees_with_nothing() -> None:
+    output = torch.tensor([[1.0, 2.0], [torch.nan, 2.0], [1.0, torch.inf]])
+    assert done(Agreement(1), output) == [True, False, False]
+    assert done(Confidence(0.5), output) == [True, False, False]
+
+
 def test_agreement_is_of_all_positions() -> None:
     answers = torch.tensor([[[0, 0], [0, 0], [0, 0]], [[0, 1], [0, 0], [0, 0]]])
     outputs = torch.nn.functional.one_hot(answers, 3).double()
