@@ -99,16 +99,19 @@ class Merging(nn.Module):
 
 
 class Pooling(nn.Module):
-    """The last real position of each sample, picked by its number in the batch."""
+    """The last real position of each sample, picked by the sample's number or by its place in the flattened batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, flat: bool) -> None:
         super().__init__()
+        self.flat = flat
         self.embed, self.site, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 4)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         rows, last = torch.ones_like(x[:, 0, 0]).cumsum(0).long() - 1, mask.expand(x.shape[:2]).sum(1).long() - 1
+        places = rows * x.shape[1] + last
         h = torch.tanh(self.site(torch.tanh(self.embed(x))))
-        return self.head(h[rows, last]) + (self.embed(x) * mask[..., None]).mean((1, 2))[:, None]
+        picked = h.flatten(0, 1)[places] if self.flat else h[rows, last]
+        return self.head(picked) + (self.embed(x) * mask[..., None]).mean((1, 2))[:, None]
 
 
 def check(net: cbl.ContextLoop, *args: Tensor) -> None:
@@ -128,10 +131,11 @@ def test_a_batch_of_equal_samples_teaches_nothing_wrong(cut: str, outer: bool) -
     check(net, x)
 
 
+@pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("cut", ["traced", "replayed"])
-def test_numbers_of_samples_and_broadcast_masks(cut: str) -> None:
+def test_numbers_of_samples_and_broadcast_masks(cut: str, flat: bool) -> None:
     x, shared = random(4, 3, 5), torch.ones(1, 3, dtype=torch.float64)
     own = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], dtype=torch.float64)
-    net = awaken(cbl.ContextLoop(Pooling().double(), "site", (x, shared), cut=cut)).eval()
+    net = awaken(cbl.ContextLoop(Pooling(flat).double(), "site", (x, shared), cut=cut)).eval()
     for mask in (shared, own, shared):
         check(net, x, mask)
