@@ -23,7 +23,8 @@ class Anderson(Solver):
     there after N + 1 evaluations if `memory` is at least N. The default choice where s is large or G costs much.
 
     Args:
-        memory: How many differences are kept for each sample, at least 1: 2 `memory` N numbers.
+        memory: How many differences are kept for each sample, at least 1: 2 `memory` N numbers; never more than N of
+            them. It is what saves evaluations (docs/choosing.md).
         damping: Share of the combined residual that is held back, in [0, 1); 0 goes all the way.
         ridge: Added to the diagonal of the least-squares problem, whose columns are scaled to length 1; None takes
             10 times the rounding unit of s.
@@ -39,7 +40,7 @@ class Anderson(Solver):
         Anderson(memory=3, damping=0.0, ridge=None)
     """
 
-    memory: int = 5
+    memory: int = 10
     damping: float = 0.0
     ridge: float | None = None
     name = "anderson"
