@@ -124,6 +124,20 @@ def test_implicit_agrees_with_long_bptt_on_every_backbone(name: str, cut: str) -
                 torch.testing.assert_close(other, unrolled, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("cut", ["traced", "replayed"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_second_derivatives(solver: str, cut: str) -> None:
+    net, x = built("mlp", cut), batch("mlp").requires_grad_()
+    found = []
+    for gradient in ("bptt", "checkpointed", Implicit(order=2)):
+        output = net.refine(x, gradient=gradient, solver=solver, steps=25, halting=Tolerance(1e-13)).output
+        (first,) = torch.autograd.grad(output.pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), list(net.adapters.parameters())))
+    for unrolled, *others in zip(*found, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, unrolled, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("name", "cut"), KINDS)
 def test_the_solver_s_path_is_the_plain_loop_s(name: str, cut: str, training: bool) -> None:

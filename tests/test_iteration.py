@@ -8,7 +8,7 @@ from torch import Tensor
 
 from problems import Counting, Known, countdown, kepler, mixed, random, symmetric
 from torchcbl.fixed_point import fixed_point
-from torchcbl.halting import Confidence, Halting, Never, Tolerance
+from torchcbl.halting import Confidence, Halting, Never, Progress, Tolerance
 from torchcbl.refinement import Status
 from torchcbl.solvers import SOLVERS, Anderson, Evaluation, FunctionMap, Map, Picard, Trace, iterate
 from torchcbl.solvers.base import NotSelectableError
@@ -210,6 +210,59 @@ def test_first_step_is_told_to_the_map() -> None:
 def test_starts_are_checked(start: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fixed_point(torch.cos, start)  # type: ignore[arg-type]
+
+
+class Wide(Map):
+    """A map whose state is the first number of its output, in the same memory."""
+
+    def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
+        y = torch.stack([s[:, 0] / 2, torch.where(s[:, 0] < 0.3, torch.nan, s[:, 0])], dim=1)
+        return Evaluation(y[:, :1], y)
+
+    def select(self, index: Tensor) -> Wide:
+        return self
+
+
+def test_outputs_that_are_more_than_the_state_are_looked_at_whole() -> None:
+    start = torch.tensor([[1.0], [4.0]])
+    trace = iterate(Wide(), start, torch.zeros(2, 2), Picard(), Tolerance(1e-6), 9)
+    assert trace.steps.tolist() == [3, 5]
+    assert trace.status.tolist() == [Status.non_finite] * 2
+
+
+class Wrong(Halting):
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def done(self, progress: Progress, memory: object) -> tuple[Tensor, object]:
+        return self.answer(progress), memory  # type: ignore[operator]
+
+
+def test_stopping_rules_must_answer_for_each_sample() -> None:
+    for answer, got in [
+        (lambda p: p.output > 0, r"torch.bool \(2, 3\)"),
+        (lambda p: p.residual, r"torch.float32 \(2,\)"),
+    ]:
+        with pytest.raises(ValueError, match=rf"Wrong.done returned {got}, expected one boolean per sample, \(2,\)"):
+            fixed_point(torch.cos, torch.zeros(2, 3), halting=Wrong(answer))
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson"])
+def test_a_map_must_not_write_into_its_state(solver: str) -> None:
+    with pytest.raises(ValueError, match="the map writes into the state that it is given.*clone it first"):
+        fixed_point(lambda s: s.mul_(0.5).add_(1), torch.zeros(2, 2), solver=solver)
+
+
+def test_transforms_of_torch_func_pass_through() -> None:
+    a = torch.tensor([[0.5]], dtype=torch.float64)
+
+    def solve(a: Tensor) -> Tensor:
+        trace = fixed_point(lambda s, a: a * s + 1, torch.zeros_like(a), [a], gradient="bptt", solver="picard",
+                            halting=Tolerance(1e-12))  # fmt: skip
+        return trace.output.sum()
+
+    torch.testing.assert_close(torch.func.grad(solve)(a), 1 / (1 - a) ** 2)
+    torch.testing.assert_close(torch.func.jvp(solve, (a,), (torch.ones_like(a),))[1], (1 / (1 - a) ** 2).sum())
 
 
 def test_known_problems_say_what_they_are() -> None:

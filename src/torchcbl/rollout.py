@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -215,7 +215,7 @@ class LoopMap(Map):
 
     def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Put everything in place again for a step that is computed twice, without feeding statistics twice."""
-        return nullcontext(), self._repeating()
+        return nullcontext(), _Again(self._repeating)
 
     @contextmanager
     def _repeating(self) -> Iterator[None]:
@@ -227,6 +227,22 @@ class LoopMap(Map):
         finally:
             for buffer, before in zip(buffers, kept, strict=True):
                 buffer.data.copy_(before)  # past the version counter: the repeated graph has saved these buffers
+
+
+class _Again(AbstractContextManager[None]):
+    """A context that can be entered any number of times, as repetitions are by second derivatives."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self.make = make
+        self.entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        context = self.make()
+        context.__enter__()
+        self.entered.append(context)
+
+    def __exit__(self, *error: object) -> None:
+        self.entered.pop().__exit__(*error)  # type: ignore[arg-type]
 
 
 @uncompiled

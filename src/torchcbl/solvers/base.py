@@ -109,7 +109,10 @@ class FunctionMap(Map):
 
     def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
         """Evaluate f."""
+        version = None if s.is_inference() else s._version
         new = self.function(self._unpack(s), *self.args)
+        if version is not None and s._version != version:
+            raise ValueError("the map writes into the state that it is given, which is still needed: clone it first.")
         if not isinstance(new, Tensor) or new.shape != (len(s), *self.sizes):
             got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(f"the map returned {got} for a state of shape {(len(s), *self.sizes)}, expected the same.")

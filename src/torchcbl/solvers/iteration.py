@@ -103,7 +103,7 @@ class _Look(NamedTuple):
     def select(self, rows: Tensor) -> _Look:
         value, output, returned = self.evaluation
         chosen = value.index_select(0, rows)
-        made = chosen if output.data_ptr() == value.data_ptr() else output.index_select(0, rows)
+        made = chosen if _same(output, value) else output.index_select(0, rows)
         return _Look(Evaluation(chosen, made, returned), self.residual[rows], self.length[rows], self.wanted[rows])
 
 
@@ -157,6 +157,11 @@ class _Run:
             residual = relative(length, self.g.norm(value))
             progress = Progress(step, residual, made.detach(), self.previous, self.g.real)
             wanted, self.rule = self.halting.done(progress, self.rule)
+            if wanted.shape != residual.shape or wanted.dtype != torch.bool:
+                raise ValueError(
+                    f"{type(self.halting).__name__}.done returned {wanted.dtype} {tuple(wanted.shape)}, expected one "
+                    f"boolean per sample, {tuple(residual.shape)}."
+                )
             self.scale = self.scale if self.taken else self.scale + length
         self.taken += 1
         self.ledger.note(self.present, residual, length)
@@ -184,7 +189,7 @@ class _Run:
         value, made, _ = look.evaluation
         with torch.no_grad():
             known = look.length
-            for whole in (value,) if made.data_ptr() == value.data_ptr() else (value, made):
+            for whole in (value,) if _same(made, value) else (value, made):
                 known = torch.add(known, whole.detach().flatten(1).sum(dim=1), alpha=0)  # NaN where that is not finite
             ended = look.wanted | ~(known <= DIVERGED_ABOVE * self.scale)
             if self.frozen is not None:
@@ -201,7 +206,7 @@ class _Run:
 
     def _judge(self, look: _Look, scale: Tensor) -> Tensor:
         value, made, _ = look.evaluation
-        finite = is_finite(value) if made.data_ptr() == value.data_ptr() else is_finite(value) & is_finite(made)
+        finite = is_finite(value) if _same(made, value) else is_finite(value) & is_finite(made)
         return judge(look.residual, look.length, scale, finite, self.tolerance, look.wanted)
 
     def _close(self, look: _Look, rows: Tensor | None, status: Tensor) -> None:
@@ -264,3 +269,14 @@ class _Run:
             evaluations=taken + self.solver.extra_evaluations(self.start.shape[1]) * (taken - 1).clamp(min=0),
             last=self.last,
         )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors are the same numbers in the same place, as an output that is the state itself."""
+    if a is b:
+        return True
+    alike = a.numel() == b.numel() and a.dtype == b.dtype and a.is_contiguous() and b.is_contiguous()
+    try:
+        return alike and a.data_ptr() == b.data_ptr()
+    except RuntimeError:  # within a transform of torch.func there is no storage to compare
+        return False
