@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,15 +55,22 @@ def read_images(
 
 
 def _chunks(path: Path, rows: int) -> Iterator[tuple[list[bytes | None], NDArray[np.int64]]]:
+    with opened(path) as file:
+        _check_layout(file, path, rows)
+        for batch in file.iter_batches(CHUNK, columns=["img", "label"]):
+            labels = batch.column("label").fill_null(-1).to_numpy()  # -1: the hub's mark of no label
+            yield batch.column("img").field("bytes").to_pylist(), labels
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file; whatever its reader stumbles over becomes a ValueError that names it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            _check_layout(file, path, rows)
-            for batch in file.iter_batches(CHUNK, columns=["img", "label"]):
-                labels = batch.column("label").fill_null(-1).to_numpy()  # -1: the hub's mark of no label
-                yield batch.column("img").field("bytes").to_pylist(), labels
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"cannot read {path} ({path.stat().st_size:,} bytes), it is damaged or was not copied whole: "
