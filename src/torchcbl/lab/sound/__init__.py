@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from torchcbl.lab.sound.batches import SoundBatches
 from torchcbl.lab.sound.features import features_on_disk
-from torchcbl.lab.sound.front_end import MelFrontEnd, from_pcm
+from torchcbl.lab.sound.front_end import MelFrontEnd, MelSettings, from_pcm
+from torchcbl.lab.sound.noise import NoiseMixer, at_snr
+from torchcbl.lab.sound.serving import Recogniser
 
-__all__ = ["MelFrontEnd", "SoundBatches", "features_on_disk", "from_pcm"]
+__all__ = [
+    "MelFrontEnd",
+    "MelSettings",
+    "NoiseMixer",
+    "Recogniser",
+    "SoundBatches",
+    "at_snr",
+    "features_on_disk",
+    "from_pcm",
+]

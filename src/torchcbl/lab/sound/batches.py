@@ -45,6 +45,16 @@ class SoundBatches:
     Raises:
         ValueError: `batch_size` or `seed` is out of range, `masking` or `noise` comes without `seed`, or the features
             or the front end do not fit the clips.
+
+    Example:
+        >>> from torchcbl.lab.data.clips import Clips
+        >>> samples = np.random.default_rng(0).integers(-99, 99, (5, 1600)).astype(np.int16)
+        >>> clips = Clips(samples, torch.arange(5), num_classes=5, names=tuple("abcde"))
+        >>> front_end = MelFrontEnd()
+        >>> features = front_end.log_mel(from_pcm(samples)).numpy()
+        >>> front_end.fit(features)
+        >>> [(tuple(x.shape), labels.tolist()) for x, labels in SoundBatches(clips, features, front_end, batch_size=3)]
+        [((3, 1, 64, 11), [0, 1, 2]), ((2, 1, 64, 11), [3, 4])]
     """
 
     def __init__(
