@@ -53,7 +53,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         yield
 
 
-def decoded(source: Path, decode: Callable[[], Arrays]) -> Arrays:
+def decoded(source: Path, decode: Callable[[], Arrays], *, variant: str = "", stamp: str = "") -> Arrays:
     """Return what `decode` makes of the file `source`, from the cache where it has been made before.
 
     An entry carries the source's path, size and time of change, so a changed source is decoded anew; and its own
@@ -61,8 +61,10 @@ def decoded(source: Path, decode: Callable[[], Arrays]) -> Arrays:
     inside the .npz leave out its own headers, and are not looked at where a damaged header cuts the reading short.)
 
     Args:
-        source: The file that is decoded; it is never written to, nor is its folder.
+        source: The file or folder that is decoded; it is never written to, nor is its folder.
         decode: Makes named arrays from it.
+        variant: Which choice of what can be made of it; choices do not push each other out of the cache.
+        stamp: What else must not have changed: for a folder, the files in it.
 
     Returns:
         The named arrays.
@@ -71,8 +73,8 @@ def decoded(source: Path, decode: Callable[[], Arrays]) -> Arrays:
         UserWarning: The cache cannot be written; the arrays are returned all the same.
     """
     status = source.stat()
-    place = str(source.resolve())
-    stamp = f"{DECODER}|{place}|{status.st_size}|{status.st_mtime_ns}"
+    place = f"{source.resolve()}|{variant}".rstrip("|")
+    stamp = f"{DECODER}|{place}|{status.st_size}|{status.st_mtime_ns}|{stamp}".rstrip("|")
     # One entry per source, so that entries of replaced sources do not pile up.
     name = f"{source.stem}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.arrays"
     entry = cache_folder() / "decoded" / name
@@ -111,7 +113,8 @@ def _write(entry: Path, arrays: Arrays, stamp: str) -> None:
     except OSError as error:
         warnings.warn(
             f"decoded images could not be kept in {entry.parent} ({os.strerror(error.errno or 0)}), "
-            "so they will be decoded again next time: set TORCHCBL_CACHE to a folder with 200 MB to spare",
+            "so they will be decoded again next time: set TORCHCBL_CACHE to a folder with "
+            f"{buffer.getbuffer().nbytes / 1e6:,.0f} MB to spare",
             stacklevel=3,
         )
 
