@@ -1,0 +1,171 @@
+"""The fixed-point side of a loop: precision, copies, threads, compilation, what is counted and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import torchcbl as cbl
+from backbones import CASES, ResidualCnn
+from settling import batch, built, close, tensor_of
+from subject import awaken
+from torchcbl.gradients import GRADIENTS, Gradient, Implicit
+from torchcbl.halting import Tolerance
+from torchcbl.solvers import SOLVERS, Newton, Picard
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_batches_of_none_and_one_and_no_steps(solver: str, gradient: str) -> None:
+    for name, cut in (("mlp", "traced"), ("dense", "traced"), ("mlp", "replayed")):
+        net, x = built(name, cut), batch(name, 2)
+        options = {"gradient": gradient, "halting": Tolerance(1e-6)}
+        if solver != "newton" or name == "mlp":
+            for size in (0, 1):
+                r = net.refine(x[:size], solver=solver, **options)  # type: ignore[arg-type]
+                assert r.output.shape[0] == len(r.steps) == r.residuals.shape[1] == size
+                assert tensor_of(r.returned).shape == r.output.shape
+                r.output.sum().backward()
+        none = net.refine(x, steps=0, solver=solver, **options)  # type: ignore[arg-type]
+        assert torch.equal(none.output, tensor_of(net.backbone(x)))
+        assert none.residuals.shape == (0, 2)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_copies_and_modes(solver: str) -> None:
+    net, x = built("mlp", "traced"), batch("mlp")
+    options = {"solver": solver, "halting": Tolerance(1e-8), "steps": 30}
+    expected = net.refine(x, gradient="bptt", **options)  # type: ignore[arg-type]
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(twin.refine(x, **options).output, expected.output)
+    for mode in (torch.no_grad, torch.inference_mode):
+        for gradient in GRADIENTS:
+            with mode():
+                r = net.refine(x, gradient=gradient, **options)  # type: ignore[arg-type]
+            assert torch.equal(r.output, expected.output)
+            assert not r.output.requires_grad
+    frozen = copy.deepcopy(net).requires_grad_(False)
+    for gradient in GRADIENTS:
+        assert not frozen.refine(x, gradient=gradient, **options).output.requires_grad  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_low_precision_and_autocast(solver: str, gradient: str) -> None:
+    double, x = built("mlp", "traced"), batch("mlp")
+    reference = double.refine(x, steps=60).output
+    half = copy.deepcopy(double).bfloat16()
+    r = half.refine(x.bfloat16(), solver=solver, gradient=gradient, steps=10)
+    assert r.output.dtype == torch.bfloat16
+    assert r.residuals.dtype == torch.float32
+    torch.testing.assert_close(r.output.double(), reference, rtol=0, atol=0.05)
+    r.output.float().sum().backward()
+    single = copy.deepcopy(double).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        r = single.refine(x.float(), solver=solver, gradient=gradient, steps=10)
+        torch.testing.assert_close(r.output.double(), reference, rtol=0, atol=0.05)
+        loss = r.output.float().sum()
+    loss.backward()
+    for module in (half, single):
+        assert all(bool(p.grad.isfinite().all()) for p in module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("solver", "backend"), [("picard", "eager"), ("newton", "eager"), ("anderson", "aot_eager")])
+def test_compiled(solver: str, backend: str) -> None:
+    torch._dynamo.reset()
+    net, x = copy.deepcopy(built("mlp", "traced")), batch("mlp")
+    options = {"solver": solver, "halting": Tolerance(1e-6), "gradient": "implicit", "steps": 20}
+    expected = net.refine(x, **options)  # type: ignore[arg-type]
+    found = torch.compile(net.refine, backend=backend)(x, **options)
+    close(found, expected, slice(None), 1e-10)
+    found.output.sum().backward()
+
+
+@pytest.mark.parametrize("source", ["logits", "probs", "3"])
+def test_whatever_the_context_is_made_from(source: str) -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x = batch("mlp")
+    net = awaken(cbl.ContextLoop(backbone, "1", x, "additive", cbl.Context(dim=3, source=source))).eval()
+    unrolled = net.refine(x, steps=120)
+    expected = torch.autograd.grad(unrolled.output.pow(3).sum(), list(net.adapters.parameters()))
+    for solver in SOLVERS:
+        r = net.refine(x, steps=120, solver=solver, gradient="implicit", halting=Tolerance(1e-12))
+        torch.testing.assert_close(r.output, unrolled.output, rtol=1e-9, atol=1e-10)
+        found = torch.autograd.grad(r.output.pow(3).sum(), list(net.adapters.parameters()))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("cut", ["traced", "replayed"])
+@pytest.mark.parametrize("solver", ["anderson", "newton"])
+def test_threads_may_share_a_loop(solver: str, cut: str) -> None:
+    net, wrong = built("mlp", cut), []
+    inputs = [batch("mlp") + shift for shift in range(3)]
+    options = {"solver": solver, "halting": Tolerance(1e-6), "steps": 8}
+    with torch.no_grad():
+        expected = [net.refine(x, **options).output for x in inputs]  # type: ignore[arg-type]
+
+    def work(index: int) -> None:
+        for _ in range(6):
+            with torch.no_grad():
+                if not torch.equal(net.refine(inputs[index], **options).output, expected[index]):  # type: ignore[arg-type]
+                    wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_a_loop_that_diverges_says_so() -> None:
+    x = batch("mlp")
+    linear = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)).double()
+    net = cbl.ContextLoop(linear, "0", x, "additive", cbl.Context(dim=4)).eval()
+    with torch.no_grad():
+        for parameter in net.adapters.parameters():
+            parameter.normal_(std=5.0)
+        r = net.refine(x, steps=30, halting=Tolerance(1e-8))
+        found = net.refine(x, steps=30, solver="newton", halting=Tolerance(1e-8))
+        again = net.refine(x, steps=9, solver="anderson", halting=Tolerance(1e-8))
+    assert (r.status == cbl.Status.diverged).all()
+    assert (r.steps < 30).all()
+    assert bool(r.output.isfinite().all())
+    assert (found.status == cbl.Status.converged).all()
+    assert found.steps.tolist() == [2] * 5
+    torch.testing.assert_close(again.output, found.output, rtol=1e-6, atol=1e-8)
+    with pytest.raises(RuntimeError, match="5 of 5 samples ended as 'diverged' after at most 30 steps .*samples 0, 1"):
+        net.refine(x, steps=30, halting=Tolerance(1e-8), raise_on=("non_finite", "diverged"))
+
+
+def test_newton_refuses_hidden_states_that_are_too_large() -> None:
+    torch.manual_seed(0)
+    net = cbl.ContextLoop(ResidualCnn(), ("block1",), CASES["residual"].example(), alpha=0.3, step_norm="frozen")
+    message = r"needs the Jacobian of each sample, 388 x 388 numbers for a state of N = 388 \(at most 256\)"
+    with pytest.raises(ValueError, match=message):
+        net.refine(CASES["residual"].example(), solver="newton")
+    assert net.refine(CASES["residual"].example(), solver=Newton(400), steps=2).output.shape == (3, 4)
+
+
+@pytest.mark.parametrize("dim", [3, 9])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("gradient", ["bptt", "truncated", "phantom", "implicit", Implicit(order=2)])
+def test_evaluations_tell_what_was_computed(dim: int, alpha: float, gradient: str | Gradient) -> None:
+    net, x = copy.deepcopy(built("mlp", "traced", alpha=alpha, dim=dim)), batch("mlp")
+    calls: list[int] = []
+    next(iter(net.adapters.values())).register_forward_hook(lambda module, args, h: calls.append(len(args[1])))
+    extra = {"bptt": 0, "truncated": 0, "phantom": 5, "implicit": 1}[gradient] if isinstance(gradient, str) else 3
+    if extra and dim == 3:  # z is the state, and y is read off one more evaluation
+        extra += 1
+    for solver in (Picard(), Picard(0.1), "anderson", "broyden"):
+        calls.clear()
+        r = net.refine(x, solver=solver, gradient=gradient, halting=Tolerance(1e-3), steps=20)
+        assert sum(calls) == int(r.evaluations.sum())
+        assert (r.evaluations - r.steps).tolist() == [extra] * 5
