@@ -116,7 +116,8 @@ class Confidence(Halting):
 
         max_k softmax(y)_k >= probability
 
-    Says nothing about convergence: it saves steps on easy samples, as early exits do.
+    Says nothing about convergence: it saves steps on easy samples, as early exits do. Positions that the call's
+    `attention_mask` names as padding are not asked.
 
     Args:
         probability: In (0, 1].
@@ -149,7 +150,7 @@ class Confidence(Halting):
 
 @dataclass(frozen=True)
 class Agreement(Halting):
-    """End a sample when its answer, argmax_k y_k, has been the same for some steps running.
+    """End a sample when its answer, argmax_k y_k, has been the same for some steps running, padding left aside.
 
     Args:
         steps: How many steps must give the answer of the one before, at least 1; 1 ends at the first repetition.

@@ -90,8 +90,8 @@ class Refinement:
 
         s is what one step hands to the next: y or z, whichever is smaller, with `repropagate` and alpha = 0, and all
         hidden states besides otherwise. In the plain loop G(s_{tau-1}) = s_tau, so that it is the relative change. A
-        state that stays at zero has residual 0. The last residual of a sample that was done stands for its remaining
-        steps.
+        state that stays at zero has residual 0, and padded positions do not count. The last residual of a sample that
+        was done stands for its remaining steps.
         """
         return self.path.residuals
 
