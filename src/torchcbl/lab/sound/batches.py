@@ -124,4 +124,6 @@ class SoundBatches:
             return torch.from_numpy(self._features[indices.numpy()])
         assert self.seed is not None
         waveforms = from_pcm(self._clips.waveforms[indices.numpy()])
-        return self._front_end.log_mel(self.noise.mix(waveforms, indices, (self.seed, epoch)))
+        # The epoch first: a seed of more than 32 bits takes two of the words that are hashed, and (1, 1 + 2**32) must
+        # not be read as another pair.
+        return self._front_end.log_mel(self.noise.mix(waveforms, indices, (epoch, self.seed)))

@@ -94,7 +94,7 @@ class NoiseMixer:
         Args:
             waveforms: Clips, (B, S), in [-1, 1].
             indices: Which clips of the data set they are, int64, (B,).
-            seed: Which noise; in training, of the run and the epoch.
+            seed: Which noise; in training, the epoch and the run's seed.
 
         Returns:
             The clips, (B, S); those left out are untouched.
