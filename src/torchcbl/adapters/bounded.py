@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MARGIN = 1e-5
+"""For what float32 rounds; lower precision takes two of its rounding units."""
 
 
 class BoundedLinear(nn.Linear):
@@ -34,13 +35,9 @@ class BoundedLinear(nn.Linear):
             return self.weight
         exact = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         norm = torch.linalg.matrix_norm(exact, ord=2)
-        limit = self.limit * (1 - _MARGIN)  # float32 rounds the norm
+        limit = self.limit * (1 - max(_MARGIN, 2 * torch.finfo(self.weight.dtype).eps))
         bounded: Tensor = self.weight * (limit / norm.clamp(min=limit)).to(self.weight.dtype)
         return bounded
-
-    def norm_bound(self) -> float:
-        """Return what ||W'||_2 cannot exceed, rounding included."""
-        return self.limit * (1 - _MARGIN / 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the bounded map."""

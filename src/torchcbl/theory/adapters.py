@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchcbl.adapters import Additive, Concat, Film, Gate
 from torchcbl.context import ContextMap
-from torchcbl.theory.layers import Shape, pointwise, through
+from torchcbl.theory.layers import Shape, along_features, pointwise
 from torchcbl.theory.norms import current_weight, linear_norm, matrix_norm
 from torchcbl.theory.reach import NoBoundError, Reach
 
@@ -67,8 +67,9 @@ def _film_norm(adapter: Film, h: Tensor) -> Tensor:
     cross = torch.einsum("bc,cd,ce->bde", first, scales, shifts)
     gram = torch.einsum("bc,cd,ce->bde", second, scales, scales) + cross + cross.mT
     gram = gram + positions.shape[1] * (shifts.mT @ shifts)
-    norm: Tensor = torch.linalg.eigvalsh(gram).amax(dim=1).clamp(min=0).sqrt().cpu()
-    return norm
+    finite = gram.isfinite().flatten(1).all(dim=1)
+    norm = torch.linalg.eigvalsh(torch.where(finite[:, None, None], gram, 0.0)).amax(dim=1).clamp(min=0).sqrt()
+    return torch.where(finite, norm, torch.nan).cpu()
 
 
 def _gate(adapter: Gate, h: Reach, z: Reach, spread: float) -> Reach:
@@ -154,17 +155,21 @@ def made(context: ContextMap, source: Reach, shape: Shape, masked: bool) -> tupl
     """
     source, before = prepared(context, source, shape, masked)
     after = (*before[:-1], context.dim)
-    for layer in context.map if isinstance(context.map, nn.Sequential) else [context.map]:
-        source = through(layer, source, before, after)
+    for layer in context.map if type(context.map) is nn.Sequential else [context.map]:
+        source = along_features(layer, source)
     return source, after
 
 
 def simplex_size(context: ContextMap) -> Tensor | None:
-    """Bound the entries of z where it is an affine map of probabilities: the values at the corners are the largest."""
+    """Bound the entries of z where it is an affine map of probabilities: the values at the corners are the largest.
+
+    Where all positions are masked the mean over them is 0, which is the last corner.
+    """
     if context.source != "probs" or not isinstance(context.map, nn.Linear):
         return None
-    bias = 0.0 if context.map.bias is None else context.map.bias.detach().double()[:, None]
-    return (current_weight(context.map) + bias).abs().amax().reshape(1).cpu()
+    weight = current_weight(context.map)
+    bias = weight.new_zeros(len(weight)) if context.map.bias is None else context.map.bias.detach().double()
+    return torch.cat([weight + bias[:, None], bias[:, None]], dim=1).abs().amax().reshape(1).cpu()
 
 
 def _spread(adapter: nn.Module, shape: Shape, context: Shape) -> float:
@@ -202,4 +207,4 @@ def _unbounded(adapter: nn.Module, what: str, remedy: str) -> NoBoundError:
 
 
 _BOUND_H = "a site behind tanh or sigmoid"
-_BOUND_Z = "Context(source='probs')"
+_BOUND_Z = "Context(source='probs') of more dimensions than y has"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import sqrt
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +11,13 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.backbone.calls import Call, evaluating
-from torchcbl.stages.base import tensors_in
 from torchcbl.stages.traced import TracedCut, put_in
 from torchcbl.step_norm import StepStatistics, module_key
 from torchcbl.theory import adapters
-from torchcbl.theory.layers import SLOPES, Shape, pointwise, ratio, through, through_batch_norm
+from torchcbl.theory.functions import Operand, through_function
+from torchcbl.theory.layers import Shape, through, through_batch_norm
 from torchcbl.theory.reach import NoBoundError, Reach
+from torchcbl.theory.recording import record
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
@@ -53,24 +53,26 @@ class Certifier:
             reason = net.plan.reason or "it is called otherwise than in the example, or has hooks"
             raise NoBoundError(f"torch.fx does not show what the backbone computes ({reason})")
         self.net, self.cut, self.at_call = net, cut, at_call
+        _check_own(net)
         self.masked = any(name.endswith("attention_mask") for name in call.kwargs)
-        with evaluating(net):
-            recorded = _run(self.cut, call, at_call)
-        self.shapes, self.values, self.plain = recorded.shapes, recorded.constants, recorded.plain
-        self.fed = _fed(self.cut)
-        self.batch = call.batch_size()
         self.site_of = {node: index for index, node in enumerate(self.cut.sites)}
         source = self.cut.source
         self.source = source.name if source is not None else self._output()
+        with evaluating(net):
+            self.recorded = record(self.cut, call, self.source, keep_constants=at_call)
+        self.shapes = self.recorded.shapes
+        for name in (*(node.name for node in self.site_of), self.source):
+            if name not in self.recorded.rows:
+                raise NoBoundError(f"'{name}' is not one tensor with the batch on its first axis")
 
     def _output(self) -> str:
         """The name of the node that is y."""
         layout = self.net.output_layout
         node: object = put_in(self.cut.returned, {node.name: node for node in self.cut.returned_nodes})
         for key in layout.path:
-            node = node[key]  # type: ignore[index]
-        if not isinstance(node, fx.Node) or layout.packed:
-            raise NoBoundError("the output is not one tensor of the traced graph")
+            node = node[key] if isinstance(node, (tuple, list, dict)) else None  # type: ignore[index]
+        if not isinstance(node, fx.Node) or layout.packed or layout.batch_dim:
+            raise NoBoundError("the output is not one tensor of the traced graph with the batch on its first axis")
         return node.name
 
     def bound(self) -> Tensor:
@@ -79,9 +81,11 @@ class Certifier:
         Raises:
             NoBoundError: A layer, an adapter or the context has none.
         """
-        context = self.net.context
-        one = Reach(torch.ones(1, dtype=torch.float64), adapters.simplex_size(context))
         z_shape = self.made(Reach.unknown())[1]
+        # a state that is z itself may be any vector, not only what the context makes of probabilities
+        is_state = self.net.config.alpha == 0 and prod(z_shape[1:]) < prod(self.shapes[self.source][1:])
+        size = None if is_state else adapters.simplex_size(self.net.context)
+        one = Reach(torch.ones(1, dtype=torch.float64), size)
 
         def refine(index: int, h: Reach, shape: Shape) -> Reach:
             return adapters.refined(list(self.net.adapters.values())[index], h, one, shape, z_shape)
@@ -102,19 +106,29 @@ class Certifier:
             fixed = self.cut.levels[node] < self.cut.start
             known[node.name] = self._held(node, known) if fixed else self._moved(node, known)
             if node in self.site_of:
-                if node.name not in self.shapes:
-                    raise NoBoundError(f"'{node.name}' returns more than one tensor")
                 known[node.name] = visit(self.site_of[node], known[node.name], self.shapes[node.name])
-        return known[self.source]
+            for earlier, whole in self.recorded.written.get(node.name, ()):
+                if whole:
+                    known[earlier] = known[node.name]
+                else:
+                    known.pop(earlier, None)
+        return self._of(self.source, known)
+
+    def _of(self, name: str, known: Mapping[str, Reach]) -> Reach:
+        """What is known of an earlier value, if it still is what it was."""
+        if name not in known:
+            raise NoBoundError(f"'{name}' is used again after a part of it was written over")
+        return known[name]
 
     def _held(self, node: fx.Node, known: Mapping[str, Reach]) -> Reach:
         """What is known of a value below the sites."""
+        if any(self._of(used.name, known).moves for used in node.all_input_nodes):
+            raise NoBoundError(f"'{node.name}' reads a value that a site's state was written into")
         if self.at_call:
-            if node.name not in self.values:
+            value = self.recorded.constants.get(node.name)
+            if value is None:
                 return Reach.unknown()
-            value = self.values[node.name]
-            per_sample = node.name in self.fed and value.ndim > 1 and len(value) == self.batch
-            return Reach.constant(value, per_sample)
+            return Reach.constant(value, per_sample=value.ndim > 1 and node.name in self.recorded.rows)
         try:
             return self._moved(node, known)
         except NoBoundError:
@@ -122,30 +136,32 @@ class Certifier:
 
     def _moved(self, node: fx.Node, known: Mapping[str, Reach]) -> Reach:
         """Bound what a node computes."""
-        if node.op in ("placeholder", "get_attr") or node.name in self.plain:
+        if node.op in ("placeholder", "get_attr"):
             return Reach.unknown()
-        used = [one.name for one in node.all_input_nodes]
-        inputs = [(known[one], self.shapes[one]) for one in used if one in self.shapes]
+        moves = any(self._of(used.name, known).moves for used in node.all_input_nodes)
         name = _name(node)
-        if name in _PARTS:  # a tuple of parts of one tensor, or one of these parts
-            return known[used[0]].kept()
-        if node.name not in self.shapes or not inputs:
-            raise NoBoundError(f"no bound is known for {name}")
-        after = self.shapes[node.name]
-        if node.op == "call_module":
-            return self._module(str(node.target), inputs, after)
-        if name in _FUNCTIONS:
-            return _FUNCTIONS[name](node, inputs, after)
-        if name.removesuffix("_") in SLOPES:
-            return pointwise(name.removesuffix("_"), inputs[0][0])
-        if not any(reach.moves for reach, _ in inputs):
+        if node.name in self.recorded.plain and (name in _OF_FORM or not moves):
             return Reach.unknown()
-        raise NoBoundError(f"no bound is known for {name}()")
+        if moves and node.name not in self.recorded.floating and name not in _SEVERAL:
+            raise NoBoundError(f"no bound is known for {name}")
 
-    def _module(self, name: str, inputs: Inputs, after: Shape) -> Reach:
-        module, (reach, before) = self.cut.modules[name], inputs[0]
-        if len(inputs) > 1:
-            raise NoBoundError(f"'{name}' takes several inputs")
+        def operand(used: fx.Node) -> object:
+            if used.name in self.recorded.plain:
+                return self.recorded.plain[used.name]
+            return Operand(known[used.name], self.shapes.get(used.name))
+
+        args = tuple(fx.map_arg(value, operand) for value in node.args)  # type: ignore[arg-type]
+        kwargs = {key: fx.map_arg(value, operand) for key, value in node.kwargs.items()}  # type: ignore[arg-type]
+        after = self.shapes.get(node.name, ())
+        if node.op == "call_module":
+            return self._module(name, args, kwargs, after)
+        return through_function(name, after, args, kwargs)
+
+    def _module(self, name: str, args: Sequence[object], kwargs: Mapping[str, object], after: Shape) -> Reach:
+        module = self.cut.modules[name]
+        if len(args) != 1 or kwargs or not isinstance(args[0], Operand) or args[0].shape is None:
+            raise NoBoundError(f"'{name}' takes several arguments")
+        reach, before = args[0].reach, args[0].shape
         if isinstance(module, _BatchNorm):
             return through_batch_norm(module, reach, self._variance(name, module))
         return through(module, reach, before, after)
@@ -161,133 +177,29 @@ class Certifier:
         return norm.running_var
 
 
+_OF_FORM = ("size", "dim", "numel", "ndimension", "getattr", "is_floating_point")
+"""Questions about a tensor whose answers do not depend on its values."""
+
+
+_SEVERAL = ("chunk", "split", "unbind")
+"""Functions that return several parts of one tensor."""
+
+
+def _check_own(net: ContextLoop) -> None:
+    """Refuse adapters and contexts that do more than their classes say.
+
+    Raises:
+        NoBoundError: Some do.
+    """
+    for module in (*net.adapters.modules(), *net.context.modules()):
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise NoBoundError(f"a {type(module).__name__} of the loop has hooks, or a forward of its own")
+
+
 def _name(node: fx.Node) -> str:
     if node.op == "call_module" or isinstance(node.target, str):
         return str(node.target)
-    return getattr(node.target, "__name__", str(node.target))
-
-
-Inputs = Sequence[tuple[Reach, Shape]]
-
-
-def _reshaped(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    return inputs[0][0].kept()
-
-
-def _spread(node: fx.Node, inputs: Inputs, after: Shape) -> list[Reach]:
-    """The operands, broadcast to the result: what is written several times counts as often; one used twice is two."""
-    if node.kwargs:
-        raise NoBoundError(f"no bound is known for {_name(node)}() with {', '.join(node.kwargs)}")
-    by_name = dict(zip((used.name for used in node.all_input_nodes), inputs, strict=True))
-    operands = [by_name[value.name] for value in node.args if isinstance(value, fx.Node)]
-    return [reach.kept(sqrt(ratio(shape, after))) for reach, shape in operands]
-
-
-def _sum(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    operands = _spread(node, inputs, after)
-    return operands[0].plus(operands[1]) if len(operands) > 1 else Reach(operands[0].factor)
-
-
-def _product(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    operands = _spread(node, inputs, after)
-    if len(operands) > 1:
-        return operands[0].product(operands[1], "the network")
-    scale = next(abs(float(value)) for value in node.args if isinstance(value, (int, float)))
-    size = operands[0].size
-    return operands[0].times(scale, None if size is None else size * scale)
-
-
-def _quotient(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    divisor = node.args[1]
-    if not isinstance(divisor, (int, float)):
-        raise NoBoundError("the network divides by a value that may be zero")
-    return _spread(node, inputs, after)[0].times(1.0 / abs(float(divisor)))
-
-
-def _mean(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    return inputs[0][0].kept(1.0 / sqrt(ratio(inputs[0][1], after)))
-
-
-def _total(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    return inputs[0][0].times(sqrt(ratio(inputs[0][1], after)))
-
-
-def _joined(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    total = inputs[0][0]
-    for reach, _ in inputs[1:]:
-        total = total.beside(reach)
-    return total
-
-
-def _repeated(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    return inputs[0][0].kept(sqrt(ratio(inputs[0][1], after)))
-
-
-def _taken(node: fx.Node, inputs: Inputs, after: Shape) -> Reach:
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    if not all(part is None or part is ... or isinstance(part, (int, slice)) for part in index):
-        raise NoBoundError("the network picks entries by an index that may repeat them")
-    return inputs[0][0].kept()
-
-
-_PARTS = ("chunk", "split", "unbind")
-_FUNCTIONS: Mapping[str, Callable[[fx.Node, Inputs, Shape], Reach]] = {
-    **dict.fromkeys(("flatten", "view", "reshape", "permute", "transpose", "movedim", "contiguous"), _reshaped),
-    **dict.fromkeys(("squeeze", "unsqueeze", "clone", "float", "double", "narrow", "select", "neg", "abs"), _reshaped),
-    **dict.fromkeys(("amax", "amin"), _reshaped),
-    **dict.fromkeys(("add", "iadd", "add_", "sub", "isub", "sub_"), _sum),
-    **dict.fromkeys(("mul", "imul", "mul_"), _product),
-    **dict.fromkeys(("truediv", "itruediv", "div", "div_"), _quotient),
-    **dict.fromkeys(("cat", "concat", "stack"), _joined),
-    **dict.fromkeys(("expand", "repeat", "expand_as"), _repeated),
-    "mean": _mean,
-    "sum": _total,
-    "getitem": _taken,
-}
-
-
-def _fed(cut: TracedCut) -> set[str]:
-    """Name the nodes that depend on the network's input."""
-    fed: set[str] = set()
-    for node in cut.graph.nodes:
-        if node.op == "placeholder" or any(used.name in fed for used in node.all_input_nodes):
-            fed.add(node.name)
-    return fed
-
-
-@dataclass
-class _Recorded:
-    """What a run of a traced graph was like.
-
-    Args:
-        shapes: Shapes of floating-point tensors by node.
-        constants: Values of the floating-point tensors that do not depend on the state, where asked for.
-        plain: Nodes whose values hold no tensors.
-    """
-
-    shapes: dict[str, Shape] = field(default_factory=dict)
-    constants: dict[str, Tensor] = field(default_factory=dict)
-    plain: set[str] = field(default_factory=set)
-
-
-def _run(cut: TracedCut, call: Call, keep: bool) -> _Recorded:
-    """Run the whole traced graph on a batch, without gradients, and note what its nodes give."""
-    recorded = _Recorded()
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> object:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and value.is_floating_point():
-                recorded.shapes[n.name] = tuple(value.shape)
-                if keep and cut.levels[n] < cut.start:
-                    recorded.constants[n.name] = value.clone()  # a later node may write into it
-            elif not tensors_in(value):
-                recorded.plain.add(n.name)
-            return value
-
-    inputs = [node for node in cut.graph.nodes if node.op == "placeholder"]
-    rest = inputs[len(call.args) :]
-    defaults = [call.kwargs.get(str(node.target), node.args[0] if node.args else None) for node in rest]
-    with torch.no_grad():
-        Recorder(fx.GraphModule(cut.backbone, cut.graph)).run(*call.args, *defaults)
-    return recorded
+    name, home = getattr(node.target, "__name__", str(node.target)), getattr(node.target, "__module__", None)
+    if str(home or "torch").split(".")[0] not in ("torch", "_operator", "builtins"):
+        raise NoBoundError(f"no bound is known for {name}() of {home}")
+    return str(name)

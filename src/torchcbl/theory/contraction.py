@@ -175,7 +175,8 @@ def contraction(
     """
     for name, value in (("steps", steps), ("exact_up_to", exact_up_to), ("iterations", iterations)):
         check_count("contraction", name, value)
-    call = Call(args, kwargs).detached()
+    with torch.inference_mode(False):
+        call = Call(args, kwargs).detached()
     with opened(net, call) as space, torch.no_grad():
         run = iterate(FunctionMap(space.step, space.start.shape), space.start, space.start, Picard(), Never(), steps)
         found = _polish(space, run)

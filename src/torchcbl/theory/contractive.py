@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.adapters.bounded import BoundedLinear
 from torchcbl.backbone.calls import Call, synthesise
@@ -15,6 +16,7 @@ from torchcbl.step_norm import is_dropout
 from torchcbl.theory import adapters
 from torchcbl.theory.certificate import Certifier
 from torchcbl.theory.layers import Shape
+from torchcbl.theory.norms import stamp
 from torchcbl.theory.reach import NoBoundError, Reach
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
     where B bounds what the backbone above that adapter (its layers, the adapters further up, pooling, softmax) makes of
     a change there. All norms are computed, none estimated from below. Weights within their limits stay as they are.
     While the backbone trains its part is computed again whenever its weights have changed: `net.freeze_backbone()`
-    spares that. What is written through a weight's `.data` is not seen.
+    spares that.
 
     Args:
         net: The loop: "repropagate", with alpha = 0 or one site, cut by a trace, with adapters "additive" or "concat",
@@ -107,10 +109,10 @@ def hold(net: ContextLoop, call: Call) -> None:
     bound = net.bound
     if bound is None or torch.compiler.is_compiling():  # an export keeps the limits that there are
         return
+    _check_norms(net)
     now = _valid_for(net, call)
     if now == bound.valid_for:
         return
-    _check_norms(net)
     try:
         amplified = _amplifications(net, call)
     except NoBoundError as error:
@@ -154,7 +156,8 @@ def _check_norms(net: ContextLoop) -> None:
         ValueError: There is some.
     """
     mode = net.config.step_norm
-    if net.has_batch_norm and mode != "frozen" and (net.training or mode == "per_step"):
+    training = any(norm.training for norm in net.backbone.modules() if isinstance(norm, _BatchNorm))
+    if net.has_batch_norm and mode != "frozen" and (training or mode == "per_step"):
         raise ValueError(
             f"a contractive loop needs one map for all steps, but batch norm with step_norm={mode!r} makes each step "
             "another: build the loop with step_norm='frozen'."
@@ -162,11 +165,14 @@ def _check_norms(net: ContextLoop) -> None:
 
 
 def _valid_for(net: ContextLoop, call: Call) -> object:
-    """What the limits depend on: shapes of the input, weights of the backbone, statistics and modes of its layers."""
+    """What the limits depend on: shapes of the input, weights, statistics and dropout of what runs again."""
     shapes = tuple(tuple(value.shape[1:]) for value in call.values() if isinstance(value, Tensor))
-    weights = tuple((weight._version, weight.data_ptr()) for weight in net.backbone.parameters())
     replayed = net.cut_for(call).replayed_modules().values()
-    variances = tuple(  # batch norm writes past the version counters
-        float(value.sum()) for module in replayed if isinstance(value := getattr(module, "running_var", None), Tensor)
+    weights = tuple(stamp(weight) for module in replayed for weight in module.parameters())
+    variances = tuple(
+        tuple(value.tolist())
+        for module in replayed
+        if isinstance(value := getattr(module, "running_var", None), Tensor)
     )
-    return shapes, weights, variances, tuple(module.training for module in replayed if is_dropout(module))
+    dropped = tuple((module.training, getattr(module, "p", None)) for module in replayed if is_dropout(module))
+    return shapes, weights, variances, dropped

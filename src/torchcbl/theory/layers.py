@@ -46,7 +46,6 @@ _NAMES: Mapping[type[nn.Module], str] = {
     nn.Softmax: "softmax",
     nn.GELU: "gelu",
     nn.SiLU: "silu",
-    nn.Softplus: "softplus",
     nn.Hardsigmoid: "hardsigmoid",
     nn.Hardswish: "hardswish",
     nn.Softsign: "softsign",
@@ -57,6 +56,28 @@ def pointwise(name: str, reach: Reach) -> Reach:
     """Bound an elementwise function by name."""
     slope, size, shrinks = SLOPES[name]
     return reach.times(slope, size if size is not None else reach.size if shrinks else None)
+
+
+def leaky(slope: float, reach: Reach) -> Reach:
+    """Bound max(x, 0) + slope min(x, 0), and what lies between it and the identity."""
+    largest = max(1.0, abs(slope))
+    return reach.times(largest, None if reach.size is None else reach.size * largest)
+
+
+def softplus(threshold: float, reach: Reach) -> Reach:
+    """Bound log(1 + exp(beta x)) / beta, which torch replaces by x, with a jump, where beta x is above a threshold.
+
+    Raises:
+        NoBoundError: The jump is more than rounding.
+    """
+    if threshold < 20.0:
+        raise NoBoundError(f"softplus jumps at its threshold of {threshold:g}")
+    return pointwise("softplus", reach)
+
+
+def _softplus(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
+    assert isinstance(module, nn.Softplus)
+    return softplus(float(module.threshold), reach)
 
 
 def _linear(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
@@ -74,6 +95,7 @@ def _affine_size(weight: Tensor, bias: Tensor | None, reach: Reach) -> Tensor | 
 
 def _conv(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
     assert isinstance(module, _ConvNd)
+    _check_batched(module, before, len(module.kernel_size))
     sizes = after if isinstance(module, _ConvTransposeNd) else before
     return reach.times(lambda: conv_norm(module, sizes[2:]))
 
@@ -95,6 +117,8 @@ def through_batch_norm(norm: _BatchNorm, reach: Reach, variance: Tensor | None) 
 def _standardise(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
     """(x - mean) / sqrt(var + eps): its Jacobian is a projection over the deviation, which eps alone bounds."""
     assert isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+    if module.eps <= 0.0:
+        raise NoBoundError(f"{type(module).__name__} with eps = {module.eps:g} divides by a deviation that may be zero")
     weight = module.weight
     largest = 1.0 if weight is None else float(weight.detach().double().abs().max())
     return reach.times(largest / sqrt(module.eps))
@@ -111,8 +135,7 @@ def _same(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach
 
 
 def _leaky(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
-    slope = max(1.0, abs(float(getattr(module, "negative_slope", getattr(module, "alpha", 1.0)))))
-    return reach.times(slope, None if reach.size is None else reach.size * slope)
+    return leaky(float(getattr(module, "negative_slope", getattr(module, "alpha", 1.0))), reach)
 
 
 def _hardtanh(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
@@ -121,22 +144,36 @@ def _hardtanh(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> R
 
 
 def _max_pool(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
-    return reach.kept(sqrt(_overlap(module, len(before) - 2)))
+    dims = _check_batched(module, before)
+    return reach.kept(sqrt(_overlap(module, dims)))
 
 
 def _avg_pool(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
-    dims = len(before) - 2
-    kernel = prod(_each(module.kernel_size, dims))
+    dims = _check_batched(module, before)
+    kernel, divisor = prod(_each(module.kernel_size, dims)), getattr(module, "divisor_override", None)
+    overlap = _overlap(module, dims)
+    if divisor is not None:
+        size = None if reach.size is None else reach.size * (kernel / abs(divisor))
+        return reach.times(sqrt(overlap * kernel) / abs(divisor), size)
     padded = any(_each(module.padding, dims)) and not module.count_include_pad
-    plain = not padded and not module.ceil_mode and getattr(module, "divisor_override", None) is None
-    return reach.kept(sqrt(_overlap(module, dims) / (kernel if plain else 1)))
+    return reach.kept(sqrt(overlap / (1 if padded or module.ceil_mode else kernel)))
 
 
 def _adaptive_avg_pool(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
+    _check_batched(module, before)
     pairs = list(zip(before[2:], after[2:], strict=True))
     if all(n % m == 0 for n, m in pairs):
         return reach.kept(1.0 / sqrt(prod(n // m for n, m in pairs)))
     return reach.kept(sqrt(prod((ceil(m / n) + 1) / max(1, n // m) for n, m in pairs)))
+
+
+def _check_batched(module: nn.Module, before: Shape, dims: int | None = None) -> int:
+    """Return over how many axes a layer like Conv2d works; without a batch axis it would take samples for channels."""
+    if dims is None:
+        dims = int(type(module).__name__[-2])
+    if len(before) != dims + 2:
+        raise NoBoundError(f"{type(module).__name__} is given {len(before)} axes and takes its samples for channels")
+    return dims
 
 
 def _overlap(module: nn.Module, dims: int) -> int:
@@ -159,11 +196,13 @@ _RULES: Sequence[tuple[tuple[type[nn.Module], ...], Rule]] = (
     ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout),
     ((nn.Identity, nn.Flatten, nn.Unflatten), _same),
     ((nn.LeakyReLU, nn.ELU), _leaky),
+    ((nn.Softplus,), _softplus),
     ((nn.Hardtanh,), _hardtanh),
     ((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _max_pool),
     ((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _avg_pool),
     ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive_avg_pool),
 )
+_ALONG_FEATURES = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Hardtanh)
 
 
 def through(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Reach:
@@ -172,7 +211,7 @@ def through(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Rea
     Raises:
         NoBoundError: There is no rule for it, or it has no Lipschitz constant.
     """
-    if type(module) in _NAMES:
+    if type(module) in _NAMES and _is_own(module):
         return pointwise(_NAMES[type(module)], reach)
     for kinds, rule in _RULES:
         if isinstance(module, kinds) and _is_own(module):
@@ -184,11 +223,16 @@ def through(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Rea
 
 
 def _is_own(module: nn.Module) -> bool:
-    """Say whether a module computes what its class of torch's does, and not something of a subclass's own."""
-    return type(module).__module__.startswith(("torch.nn.", "torchcbl."))
+    """Say whether a module computes what its class of torch's does, and not something of its own or a subclass's."""
+    return type(module).__module__.startswith(("torch.nn.", "torchcbl.")) and "forward" not in vars(module)
 
 
-def ratio(before: Shape, after: Shape) -> float:
-    """How many entries of the smaller shape there are to one of the larger, at least 1."""
-    a, b = prod(before), prod(after)
-    return max(a, b) / max(1, min(a, b))
+def along_features(module: nn.Module, reach: Reach) -> Reach:
+    """Bound what a layer makes of the last axis of a value, position by position.
+
+    Raises:
+        NoBoundError: It is none that works on that axis alone.
+    """
+    if type(module) not in _NAMES and not isinstance(module, _ALONG_FEATURES):
+        raise NoBoundError(f"no bound is known for {type(module).__name__} in the map of a context")
+    return through(module, reach, (), ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import ceil, prod, sqrt
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,15 @@ def matrix_norm(weight: Tensor) -> float:
     """Return the spectral norm of a matrix."""
     if not weight.numel():
         return 0.0
+    _check_finite(weight)
     return float(torch.linalg.matrix_norm(weight.detach().double(), ord=2))
 
 
 def linear_norm(linear: nn.Linear) -> float:
     """Return the spectral norm of a linear layer as it computes now, remembered until its weight changes."""
-    norm = _remembered(linear.weight, (), lambda: matrix_norm(linear.weight))
-    return min(norm, linear.norm_bound()) if isinstance(linear, BoundedLinear) else norm
+    if isinstance(linear, BoundedLinear):
+        return matrix_norm(linear.bounded_weight())
+    return _remembered(linear.weight, (), lambda: matrix_norm(linear.weight))
 
 
 def current_weight(linear: nn.Linear) -> Tensor:
@@ -58,13 +60,24 @@ def conv_norm(conv: _ConvNd, sizes: Sequence[int]) -> float:
     weight = conv.weight
 
     def compute() -> float:
+        _check_finite(weight)
         # (groups, out, in, *taps); a transposed one is the adjoint of the one that its weight belongs to
         kernel = weight.detach().double().reshape(conv.groups, -1, *weight.shape[1:])
         small = min(kernel.shape[1:3])
         work = conv.groups * prod(grid) * small**3
         return _unfolded(kernel) if work > _MOST_WORK else _by_frequency(kernel, conv.dilation, grid)
 
-    return _remembered(weight, (*grid, conv.groups, *conv.dilation), compute)
+    norm = _remembered(weight, (*grid, conv.groups, *conv.dilation), compute)
+    return norm * sqrt(_wraps(conv, sizes, reach))
+
+
+def _wraps(conv: _ConvNd, sizes: Sequence[int], reach: Sequence[int]) -> int:
+    """How often circular padding winds the outputs around: each time they are a part of the circular convolution's."""
+    if conv.padding_mode != "circular":
+        return 1
+    pads = conv._reversed_padding_repeated_twice[::-1]  # two for each axis
+    spans = [n + pads[2 * i] + pads[2 * i + 1] - r for i, (n, r) in enumerate(zip(sizes, reach, strict=True))]
+    return prod(max(1, ceil(span / n)) for span, n in zip(spans, sizes, strict=True))
 
 
 def _by_frequency(kernel: Tensor, dilation: Sequence[int], grid: Sequence[int]) -> float:
@@ -88,10 +101,23 @@ def _unfolded(kernel: Tensor) -> float:
     return float(torch.minimum(torch.minimum(*both) * taps**0.5, each))
 
 
+def stamp(weight: Tensor) -> tuple[object, ...]:
+    """Return what tells a weight from what it was: versions see neither what is written through `.data` nor the steps
+    of fused optimisers.
+    """
+    held = weight.detach()
+    sums = (float(held.sum(dtype=torch.float64)), float(held.abs().sum(dtype=torch.float64)))
+    return weight._version, weight.data_ptr(), weight.dtype, *sums
+
+
 def _remembered(weight: Tensor, key: tuple[int, ...], compute: Callable[[], float]) -> float:
     known: dict[tuple[int, ...], tuple[object, float]] = _known.setdefault(weight, {})  # type: ignore[no-untyped-call]
-    held = weight.detach()  # versions do not see what is written through .data
-    stamp = (weight._version, weight.data_ptr(), weight.dtype, float(held.sum()), float(held.abs().sum()))
-    if key not in known or known[key][0] != stamp:
-        known[key] = stamp, compute()
+    now = stamp(weight)
+    if key not in known or known[key][0] != now:
+        known[key] = now, compute()
     return known[key][1]
+
+
+def _check_finite(weight: Tensor) -> None:
+    if not bool(weight.detach().isfinite().all()):
+        raise NoBoundError("a weight is not finite")
