@@ -225,7 +225,11 @@ def test_short_long_stereo_and_other_rates(archive: Path) -> None:
         assert np.abs(resampled[1000:15_000].astype(int) - full[1000:15_000]).max() < 2
 
 
-@pytest.mark.parametrize("content", [b"", b"not a sound", encode_sound(noise_of("cut"))[:-500], None])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a sound", encode_sound(noise_of("cut"))[:-500], None],
+    ids=["empty", "text", "cut short", "missing"],
+)
 def test_damaged_files_are_named_and_refused_or_skipped(archive: Path, content: bytes | None) -> None:
     path = archive / "cat" / "0c40e715_nohash_0.wav"  # on the test list, so that its loss is noticed too
     path.unlink() if content is None else path.write_bytes(content)
