@@ -215,7 +215,7 @@ class MelFrontEnd(nn.Module):
 def mel_filters(settings: MelSettings) -> Tensor:
     """Make the filter bank: Slaney's mel scale and norm, from 0 Hz to half the sample rate.
 
-    It is transformers': bit for bit librosa's without librosa's 424 MB; torchaudio does not load beside every torch.
+    It is transformers': librosa's without librosa's 424 MB, while torchaudio does not load beside every torch.
 
     Returns:
         Float32, (bins, window // 2 + 1).
@@ -239,9 +239,8 @@ def mel_filters(settings: MelSettings) -> Tensor:
         sampling_rate=settings.sample_rate,
         norm="slaney",
         mel_scale="slaney",
-        dtype="float32",
     )
-    filters = torch.from_numpy(np.ascontiguousarray(bank.T))
+    filters = torch.from_numpy(np.ascontiguousarray(bank.T, dtype=np.float32))
     if not bool((filters.sum(1) > 0).all()):
         raise ValueError(
             f"{bins} bins are too many for a window of {settings.window} samples: some hold none of its "
