@@ -6,9 +6,11 @@ from torchcbl.lab.sound.batches import SoundBatches
 from torchcbl.lab.sound.features import features_on_disk
 from torchcbl.lab.sound.front_end import MelFrontEnd, MelSettings, from_pcm
 from torchcbl.lab.sound.noise import NoiseMixer, at_snr
+from torchcbl.lab.sound.robustness import RATIOS, scores_by_snr
 from torchcbl.lab.sound.serving import Recogniser
 
 __all__ = [
+    "RATIOS",
     "MelFrontEnd",
     "MelSettings",
     "NoiseMixer",
@@ -17,4 +19,5 @@ __all__ = [
     "at_snr",
     "features_on_disk",
     "from_pcm",
+    "scores_by_snr",
 ]
