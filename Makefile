@@ -6,7 +6,7 @@ ZOO ?= .venv-zoo
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-zoo lint tables benchmark clean
+.PHONY: help demo test test-zoo lint tables benchmark benchmark-memory benchmark-solvers clean
 help:
 	@echo "make demo       set up, compare a network with and without feedback on real digits, leave report.html"
 	@echo "make test       set up, run all tests (TORCHCBL_DATA=DIR adds those on real CIFAR-10)"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint       formatting, lint and types"
 	@echo "make tables     write the tables of README and docs anew from results/"
 	@echo "make benchmark  the loop's overhead against the same computation written by hand"
+	@echo "make benchmark-memory, make benchmark-solvers   peak memory by gradient rule; solvers against torchdeq"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,10 +51,14 @@ lint: $(VENV)/.dev
 tables: $(VENV)/.lab
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/adapter_costs.py
+	$(BIN)/python docs/benchmark_tables.py
 	$(BIN)/python docs/model_table.py render
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
+
+benchmark-memory benchmark-solvers: benchmark-%: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$*.py --json results/benchmarks/$*.json
 
 clean:
 	rm -rf $(VENV) $(ZOO) runs report.html

@@ -40,7 +40,8 @@ class Case(ABC):
     name: str
     tolerance: float
     rows = 0
-    """How many samples were evaluated, counted by the map itself."""
+    """How many samples were evaluated: torchdeq's as the map sees them, ours as the trace has them, which is the same
+    and knows Newton's products with the Jacobian too."""
 
     @abstractmethod
     def leaves(self) -> list[Tensor]:
@@ -88,6 +89,8 @@ def run_deq(function: Function, start: object, options: Options, more: Options, 
 class FunctionCase(Case):
     """G given by f(s, *args); the args have the batch first and are what is differentiated by."""
 
+    adjoint: str | Solver = "auto"
+
     def __init__(self, name: str, function: Function, start: Tensor, args: Sequence[Tensor], tolerance: float) -> None:
         self.name, self.function, self.start, self.tolerance = name, function, start, tolerance
         self.args = [value.detach().requires_grad_() for value in args]
@@ -100,10 +103,12 @@ class FunctionCase(Case):
         return self.function(s, *args)
 
     def ours(self, solver: Solver, tolerance: float, steps: int, differentiate: bool) -> Tensor:
-        rule = Implicit(adjoint="auto", tolerance=self.tolerance, steps=steps)
+        rule = Implicit(adjoint=self.adjoint, tolerance=self.tolerance, steps=steps)
         with torch.set_grad_enabled(differentiate):
             options = {"solver": solver, "gradient": rule, "halting": Tolerance(tolerance), "steps": steps}
-            return fixed_point(self.evaluate, self.start, self.args, **options).output.flatten(1)
+            trace = fixed_point(self.function, self.start, self.args, **options)
+        self.rows += int(trace.evaluations.sum())
+        return trace.output.flatten(1)
 
     def theirs(self, options: Options, solver_options: Options, differentiate: bool) -> Tensor:
         found = run_deq(lambda s: self.evaluate(s, *self.args), self.start, options, solver_options, differentiate)
@@ -117,7 +122,9 @@ class FunctionCase(Case):
 
     def exactly(self) -> FunctionCase:
         args = [value.detach().double() for value in self.args]
-        return FunctionCase(self.name, self.function, self.start.double(), args, 1e-12)
+        case = FunctionCase(self.name, self.function, self.start.double(), args, 1e-12)
+        case.adjoint = self.reference()
+        return case
 
 
 def affine(batch: int = 128, size: int = 64) -> Case:
@@ -143,7 +150,7 @@ def tanh(batch: int = 128, size: int = 64) -> Case:
     return FunctionCase(f"tanh, N = {size}", function, start, [gains, 0.3 * randn(batch, size, seed=3).float()], 1e-5)
 
 
-def convolution(batch: int = 32, channels: int = 16, size: int = 16) -> Case:
+def convolution(batch: int = 16, channels: int = 16, size: int = 16) -> Case:
     """The same with a 3 x 3 convolution in the place of W."""
     weight = randn(channels, channels, 3, 3, seed=4) / (9 * channels) ** 0.5
     gains = torch.linspace(0.1, 1.1, batch)[:, None, None, None]

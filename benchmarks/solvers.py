@@ -32,7 +32,7 @@ from memory import peak_bytes
 from torchcbl.solvers import Anderson, Broyden, Newton, Picard, Solver
 
 RIDGES = (1e-4, 1e-6, 1e-8, 1e-12)
-BUDGET = 6.0
+BUDGET = 4.0
 """Seconds after which a solver is not run again on the same map."""
 
 
@@ -82,6 +82,7 @@ def entries(case: Case, differentiate: bool) -> list[Entry]:
     return [
         *found,
         Entry("Anderson(memory=5)", "anderson", Anderson(memory=5)),
+        Entry("Anderson(memory=30)", "anderson", Anderson(memory=30)),
         Entry(f"anderson, m=6, lam={ridge:g} (best of 4)", "anderson", more={"m": 6, "lam": ridge}),
         Entry(f"anderson, m=11, lam={large:g} (best of 4)", "anderson", more={"m": 11, "lam": large}),
         Entry("broyden, LBFGS_thres=20", "broyden", more={"LBFGS_thres": 20}),
@@ -109,6 +110,26 @@ def relative_error(found: Tensor, true: Tensor) -> float:
     return float(error.max()) if bool(error.isfinite().all()) else math.inf
 
 
+def describe(
+    case: Case, entry: Entry, differentiate: bool, job: Callable[[], object], true: Tensor, gradients: list[Tensor]
+) -> dict[str, object]:
+    """Return all of a row but its times."""
+    row: dict[str, object] = {"case": case.name, "library": entry.library, "solver": entry.label, "kind": entry.kind}
+    row |= {"backward": differentiate, "batch": len(true), "tolerance": case.tolerance}
+    case.rows = 0
+    try:
+        answer = entry.run(case, differentiate)
+        row |= {"evaluations": case.rows / len(true), "error": relative_error(answer, true), "met": met(case, answer)}
+        if differentiate:
+            found = torch.cat([part.flatten() for part in case.gradients(answer)]).double()
+            wanted = torch.cat([part.flatten() for part in gradients])
+            row["gradient_error"] = relative_error(found[None], wanted[None])
+    except torch.linalg.LinAlgError:  # torchdeq's, for a single sample
+        return row | {"failed": "LinAlgError"}
+    del answer
+    return row | {"bytes": peak_bytes(job)}
+
+
 def measure(case: Case, differentiate: bool, runs: int) -> list[dict[str, object]]:
     true, true_gradients = case.truth()
     all_entries = entries(case, differentiate)
@@ -118,39 +139,25 @@ def measure(case: Case, differentiate: bool, runs: int) -> list[dict[str, object
             return lambda: entry.run(case, False)
         return lambda: case.gradients(entry.run(case, True))
 
-    rows: list[dict[str, object]] = []
-    for entry in all_entries:
-        case.rows = 0
-        answer = entry.run(case, differentiate)
-        row: dict[str, object] = {
-            "case": case.name,
-            "library": entry.library,
-            "solver": entry.label,
-            "kind": entry.kind,
-        }
-        row |= {"backward": differentiate, "batch": len(answer), "tolerance": case.tolerance}
-        row |= {"evaluations": case.rows / len(answer), "error": relative_error(answer, true), "met": met(case, answer)}
-        if differentiate:
-            found = torch.cat([part.flatten() for part in case.gradients(answer)]).double()
-            wanted = torch.cat([part.flatten() for part in true_gradients])
-            row["gradient_error"] = relative_error(found[None], wanted[None])
-        del answer
-        row["bytes"] = peak_bytes(job(entry))
-        rows.append(row)
+    rows = [describe(case, entry, differentiate, job(entry), true, true_gradients) for entry in all_entries]
     seconds: list[list[float]] = [[] for _ in rows]
     for turn in range(runs):
-        for entry, times in list(zip(all_entries, seconds, strict=True))[:: 1 if turn % 2 else -1]:
-            if sum(times) < BUDGET:
+        for entry, times, row in list(zip(all_entries, seconds, rows, strict=True))[:: 1 if turn % 2 else -1]:
+            if sum(times) < BUDGET and "failed" not in row:
                 begin = time.process_time()
                 job(entry)()
                 times.append(time.process_time() - begin)
     for row, times in zip(rows, seconds, strict=True):
+        if "failed" in row:
+            continue
         low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
         row |= {"seconds": median, "quartile_low": low, "quartile_high": high, "n": len(times)}
     return rows
 
 
 def show(row: dict[str, object]) -> str:
+    if "failed" in row:
+        return f"{row['library']:9}{row['solver']:38}{row['failed']}"
     gradient = f"  gradient {row['gradient_error']:.0e}" if "gradient_error" in row else ""
     return (
         f"{row['library']:9}{row['solver']:38}{row['evaluations']:7.1f}  {1e3 * float(str(row['seconds'])):9.1f} ms "
@@ -163,7 +170,7 @@ def main() -> int:
     parser.add_argument(
         "--cases", nargs="+", default=list(CASES), choices=list(CASES), help="which maps (default: all)"
     )
-    parser.add_argument("--runs", type=int, default=9, help="timed runs of each solver (default 9)")
+    parser.add_argument("--runs", type=int, default=7, help="timed runs of each solver (default 7)")
     parser.add_argument("--batch", type=int, help="samples (default: that of each map)")
     parser.add_argument("--json", help="also write the rows to this file")
     arguments = parser.parse_args()
@@ -177,10 +184,10 @@ def main() -> int:
             for row in measure(case, differentiate, arguments.runs):
                 rows.append(row)
                 print(show(row), flush=True)
-    if arguments.json:
-        command = "python benchmarks/solvers.py --json results/benchmarks/solvers.json"
-        method = "processor time; evaluations counted by the map; memory from torch.profiler; truth in float64"
-        record.write(arguments.json, command, method, rows, torchdeq="0.1.0", steps=STEPS)
+        if arguments.json:
+            command = "python benchmarks/solvers.py --json results/benchmarks/solvers.json"
+            method = "processor time; evaluations counted by the map; memory from torch.profiler; truth in float64"
+            record.write(arguments.json, command, method, rows, torchdeq="0.1.0", steps=STEPS)
     return 0
 
 
