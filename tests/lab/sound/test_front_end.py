@@ -8,7 +8,8 @@ import torch
 from sound_cases import SECOND, hiss, rumble, speech_like, to_pcm, tones
 from torch import Tensor
 
-from torchcbl.lab.sound.front_end import MelFrontEnd, MelSettings, from_pcm
+from torchcbl.lab.sound.front_end import MelFrontEnd, from_pcm
+from torchcbl.lab.sound.mel import MelSettings
 
 SOUNDS = {
     "tones": tones(),

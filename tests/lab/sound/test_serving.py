@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -108,6 +110,21 @@ def test_exports_as_one_module(network: Callable[[], nn.Module], fitted: MelFron
     shapes = {"waveforms": {0: torch.export.Dim.DYNAMIC}}
     program = torch.export.export(recogniser, (hiss(2),), dynamic_shapes=shapes, strict=False)
     torch.testing.assert_close(program.module()(hiss(5)), recogniser(hiss(5)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_exports_to_onnx(fitted: MelFrontEnd) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    recogniser = Recogniser(fitted, loop(), WORDS).eval()
+    shapes = {"waveforms": {0: torch.export.Dim.DYNAMIC}}
+    program = torch.export.export(recogniser, (hiss(2),), dynamic_shapes=shapes, strict=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        written = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert written is not None
+    session = runtime.InferenceSession(written.model_proto.SerializeToString())
+    (logits,) = session.run(None, {session.get_inputs()[0].name: hiss(5).numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), recogniser(hiss(5)), rtol=1e-4, atol=1e-5)
 
 
 def resave(folder: Path, **changed: torch.Tensor) -> None:

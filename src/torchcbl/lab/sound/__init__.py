@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torchcbl.lab.sound.batches import SoundBatches
 from torchcbl.lab.sound.features import features_on_disk
-from torchcbl.lab.sound.front_end import MelFrontEnd, MelSettings, from_pcm
+from torchcbl.lab.sound.front_end import MelFrontEnd, from_pcm
+from torchcbl.lab.sound.mel import MelSettings
 from torchcbl.lab.sound.noise import NoiseMixer, at_snr
 from torchcbl.lab.sound.robustness import RATIOS, scores_by_snr
 from torchcbl.lab.sound.serving import Recogniser

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torchcbl.files import write_atomically
-from torchcbl.lab.sound.front_end import MelFrontEnd, MelSettings
+from torchcbl.lab.sound.front_end import MelFrontEnd
+from torchcbl.lab.sound.mel import MelSettings
 from torchcbl.sharing.fingerprint import differences, inventory, refuse
 
 TENSORS, SETTINGS = "front_end.safetensors", "front_end.json"
