@@ -23,7 +23,7 @@ from sound_files import (
 )
 from web_server import WebServer
 
-from torchcbl.lab.data import speech_sources
+from torchcbl.lab.data import speech_folder
 from torchcbl.lab.data.clips import Clips
 from torchcbl.lab.data.download import DownloadError
 from torchcbl.lab.data.speech_commands import (
@@ -364,7 +364,7 @@ def served(tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch) -
     packed = pack(write_archive(tmp_path / "packed"))
     server.content["/speech_commands_v0.02.tar.gz"] = packed
     monkeypatch.setenv("TORCHCBL_SPEECH_COMMANDS_URL", f"{server.base}/speech_commands_v0.02.tar.gz")
-    monkeypatch.setattr(speech_sources, "SHA256", hashlib.sha256(packed).hexdigest())
+    monkeypatch.setattr(speech_folder, "SHA256", hashlib.sha256(packed).hexdigest())
     return packed
 
 
@@ -394,10 +394,34 @@ def test_an_interrupted_download_goes_on_in_the_next_call(served: bytes, server:
 
 
 def test_another_checksum_is_never_unpacked(served: bytes, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech_sources, "SHA256", "0" * 64)
+    monkeypatch.setattr(speech_folder, "SHA256", "0" * 64)
     with pytest.raises(DownloadError, match="arrived with SHA-256 .*, expected 0000.*it was removed"):
         load_speech_commands(words=FIVE)
     assert [path for path in (own_cache / "speech_commands").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_an_archive_fetched_by_hand_is_unpacked_into_the_cache(
+    served: bytes, server: WebServer, tmp_path: Path, own_cache: Path
+) -> None:
+    folder = tmp_path / "by_hand"
+    folder.mkdir()
+    (folder / "speech_commands_v0.02.tar.gz").write_bytes(served)
+    assert_whole(load_speech_commands(folder, words=FIVE))
+    assert find_speech_commands(folder) == own_cache / "speech_commands" / "speech_commands_v0.02"
+    assert [path.name for path in folder.iterdir()] == ["speech_commands_v0.02.tar.gz"]
+    assert server.asked == []
+
+
+def test_a_damaged_archive_fetched_by_hand(served: bytes, tmp_path: Path) -> None:
+    (tmp_path / "speech_commands_v0.02.tar.gz").write_bytes(served[:-1])
+    with pytest.raises(ValueError, match=r"v0.02.tar.gz \(.* bytes\) has SHA-256 .*, expected .*fetch it again"):
+        find_speech_commands(tmp_path)
+
+
+def test_a_folder_that_only_sounds_like_a_word(tmp_path: Path) -> None:
+    (tmp_path / "go" / "src").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no Speech Commands in the data folder"):
+        find_speech_commands(tmp_path)
 
 
 def test_an_unpacking_that_fails_leaves_nothing_half_done(
@@ -415,8 +439,8 @@ def test_an_unpacking_that_fails_leaves_nothing_half_done(
 
 
 def test_the_published_address_and_checksum() -> None:
-    assert speech_sources.URL == "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
-    assert speech_sources.SHA256 == "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+    assert speech_folder.URL == "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+    assert speech_folder.SHA256 == "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
 
 
 def test_without_soundfile(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torchcbl.lab.data.cache import Arrays, decoded
 from torchcbl.lab.data.class_folders import ClassFile, ClassFolders, FolderParts, list_class_folders
 from torchcbl.lab.data.clips import Clips
+from torchcbl.lab.data.damage import check_damaged, refusal, tell_skipped
 from torchcbl.lab.data.images import Images
 from torchcbl.lab.data.progress import Progress, silent
 from torchcbl.lab.data.sound import SAMPLE_RATE
-from torchcbl.lab.data.waveforms import Encoded, Job, check_damaged, decoded_waveforms, refusal, tell_skipped
+from torchcbl.lab.data.waveforms import Encoded, Job, decoded_waveforms
 
 IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 SOUND = frozenset({".flac", ".wav"})

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from torchcbl.lab.data.clips import Clips
+from torchcbl.lab.data.damage import check_damaged, refusal, tell_skipped
 from torchcbl.lab.data.progress import Progress, silent
 from torchcbl.lab.data.sound import SAMPLE_RATE, DamagedSound, read_sound
-from torchcbl.lab.data.speech_sources import Source, find_speech_commands, list_speech_commands
+from torchcbl.lab.data.speech_folder import find_speech_commands
+from torchcbl.lab.data.speech_sources import Source, list_speech_commands
 from torchcbl.lab.data.speech_words import FIVE_WORDS, PARTS, WORDS_35, speaker_of, which_part
-from torchcbl.lab.data.waveforms import Job, Waveforms, check_damaged, decoded_waveforms, refusal, tell_skipped
+from torchcbl.lab.data.waveforms import Job, Waveforms, decoded_waveforms
 
 __all__ = [
     "FIVE_WORDS",
@@ -106,7 +108,8 @@ def load_speech_commands(
 
     Args:
         folder: The folder with the clips, or one above it: `<folder>/speech_commands`, `<folder>/five_words` and
-            `<folder>/speech_commands/five_words` are looked into too. Where a folder is named, nothing is downloaded.
+            `<folder>/speech_commands/five_words` are looked into too; or one with `speech_commands_v0.02.tar.gz`, which
+            is unpacked into the cache. Where a folder is named, nothing is downloaded.
         words: Which words, in the order of the classes; others are left out.
         damaged: What to do with a file that cannot be decoded, was cut short, or is missing though a list names it:
             "refuse" raises, "skip" leaves it out with a warning.

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.data.cache import cache_folder, one_at_a_time, sha256_of
+from torchcbl.lab.data.damage import check_damaged, refusal, tell_skipped
 from torchcbl.lab.data.progress import Progress
 from torchcbl.lab.data.sound import DamagedSound, fit_length, read_sound
 
 # Part of every entry's stamp: raise it when the same file decodes to other samples.
 DECODER = 1
 TELL_EVERY = 200
-DAMAGED = ("refuse", "skip")
-SHOWN = 10
 LEFT_OVER = 3600.0  # seconds after which an unfinished file is of a process that died
 
 
@@ -91,12 +90,6 @@ class Job:
         return f"{DECODER}|{self.num_samples}|{self.stamp}"
 
 
-def check_damaged(damaged: str) -> None:
-    """Raise ValueError unless `damaged` is "refuse" or "skip"."""
-    if damaged not in DAMAGED:
-        raise ValueError(f"damaged must be 'refuse' or 'skip', got {damaged!r}: choose what to do with damaged files")
-
-
 def stamp_of(paths: Iterable[Path]) -> str:
     """Digest the names, sizes and times of change of files; one that is missing counts as such."""
     digest = hashlib.sha256()
@@ -136,25 +129,6 @@ def decoded_waveforms(job: Job, progress: Progress) -> Waveforms:
             found = _make(entry, job, progress)
     tell_skipped(found.listing.skipped, job.place, job.damaged)
     return found
-
-
-def refusal(name: str, place: Path, reason: str) -> ValueError:
-    """Word the refusal of a damaged file."""
-    return ValueError(
-        f"cannot use {name} of {place}: {reason}. Fetch the file again or remove it, or leave damaged files out "
-        "with damaged='skip'"
-    )
-
-
-def tell_skipped(skipped: list[str], place: Path, damaged: str) -> None:
-    """Warn of files left out, each `name: reason`; refuse them where that is asked for."""
-    if not skipped:
-        return
-    if damaged == "refuse":
-        name, _, reason = skipped[0].partition(": ")
-        raise refusal(name, place, reason)
-    shown = "; ".join(skipped[:SHOWN]) + (f"; and {len(skipped) - SHOWN:,} more" if len(skipped) > SHOWN else "")
-    warnings.warn(f"left out {len(skipped):,} damaged files of {place}: {shown}", stacklevel=4)
 
 
 def _read(entry: Path, stamp: str) -> Waveforms | None:
