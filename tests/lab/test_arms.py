@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import torchcbl as cbl
-from torchcbl.lab.arms import ARMS, derive_seed, example_images, find_arm, seeded
+from torchcbl.lab.arms import ARMS, derive_seed, example_of, find_arm, seeded
 from torchcbl.lab.data import load_data
 from torchcbl.lab.experiment import Experiment
 from torchcbl.lab.recipe import ARM_NAMES, load_recipe
@@ -132,4 +132,4 @@ def test_seeded_draws_repeat() -> None:
         first = torch.rand(2)
     with seeded(1):
         assert torch.equal(torch.rand(2), first)
-    assert torch.equal(example_images(SHAPE), example_images(SHAPE))
+    assert torch.equal(example_of(SHAPE), example_of(SHAPE))

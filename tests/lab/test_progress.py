@@ -33,7 +33,7 @@ def test_plain_lines_say_each_epoch_once() -> None:
         display.finish(RUN, None)
     lines = text(target).splitlines()
     assert lines[0] == "1 of 3 runs are finished already"
-    assert "cbl-seed0: epoch 1/4, training loss 0.2500, validation accuracy 90.00%, 1,234 images/s" in lines[1]
+    assert "cbl-seed0: epoch 1/4, training loss 0.2500, validation accuracy 90.00%, 1,234 samples/s" in lines[1]
     assert lines[-1].startswith("[2/3] cbl-seed0 finished in")
 
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from torchcbl.lab.recipe import ARM_NAMES, DATA_FORMS, Recipe, load_recipe, read_recipe, recipe_names
+from torchcbl.lab.recipe import ARM_NAMES, Recipe, differences, load_recipe, read_recipe, recipe_names
+from torchcbl.lab.sources import SOURCES
 
 
 def test_the_cifar10_recipe_is_the_papers_protocol() -> None:
@@ -73,7 +74,7 @@ def test_a_value_of_the_wrong_type_names_key_value_and_expectation(key: str, tex
     ("key", "text", "message"),
     [
         ("name", "../up", "'name' must be letters"),
-        ("data", "mnist", "'data' must be one of digits, cifar10, got \"mnist\""),
+        ("data", "mnist", "'data' must be one of digits, cifar10, speech-commands, .*, got \"mnist\""),
         ("arms", "[]", "'arms' must be at least one arm"),
         ("arms", '["cbl", "cbl"]', "none twice"),
         ("arms", '["cbll"]', "unknown arm 'cbll': did you mean 'cbl'"),
@@ -83,7 +84,7 @@ def test_a_value_of_the_wrong_type_names_key_value_and_expectation(key: str, tex
         ("learning_rate", "nan", "'learning_rate' must be > 0 and finite, got nan"),
         ("learning_rate", "-0.1", "'learning_rate' must be > 0"),
         ("halve_every", "-1", "'halve_every' must be >= 0"),
-        ("validation_size", "0", "'validation_size' must be >= 1"),
+        ("validation_size", "-1", "'validation_size' must be >= 0"),
         ("width", "0", "'width' must be >= 1"),
         ("steps", "0", "'steps' must be >= 1"),
         ("alpha", "1.0", r"'alpha' must be in \[0, 1\)"),
@@ -124,6 +125,15 @@ def test_a_recipe_file_that_lacks_a_key_or_is_no_toml(tmp_path: Path) -> None:
 def test_the_forms_are_those_of_the_data() -> None:
     from torchcbl.lab.data import DATASETS, load_data
 
-    assert tuple(DATA_FORMS) == DATASETS
+    assert tuple(name for name, source in SOURCES.items() if source.shape) == DATASETS
     digits = load_data("digits", validation_size=100)
-    assert DATA_FORMS["digits"] == (digits.image_shape, digits.num_classes)
+    assert (SOURCES["digits"].shape, SOURCES["digits"].classes) == (digits.form.shape, digits.form.classes)
+
+
+def test_options_that_are_not_used_leave_no_trace() -> None:
+    plain = load_recipe("demo")
+    assert not {"masking", "noise", "seconds", "image_size"} & set(plain.as_dict())
+    noisy = load_recipe("demo", {"noise": "0.5", "masking": "true"})
+    assert noisy.as_dict()["noise"] == 0.5
+    assert differences(noisy.as_dict(), plain) == ["masking is true there, false here", "noise is 0.5 there, 0.0 here"]
+    assert differences(plain.as_dict(), noisy) == ["masking is false there, true here", "noise is 0.0 there, 0.5 here"]

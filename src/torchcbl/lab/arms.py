@@ -31,7 +31,7 @@ class Arm:
     Example:
         >>> from torchcbl.lab.recipe import load_recipe
         >>> arm = find_arm("standard")
-        >>> model = arm.build(load_recipe("demo"), image_shape=(1, 8, 8), num_classes=10, seed=0)
+        >>> model = arm.build(load_recipe("demo"), shape=(1, 8, 8), num_classes=10, seed=0)
         >>> [y.shape for y in arm.outputs(model, torch.zeros(2, 1, 8, 8))]
         [torch.Size([2, 10])]
     """
@@ -40,24 +40,24 @@ class Arm:
     adapter: str | None = None
     weights: str = "last"
 
-    def build(self, recipe: Recipe, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
+    def build(self, recipe: Recipe, shape: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
         """Build the model; for one seed the backbone's first weights are the same in every arm.
 
         Args:
             recipe: Says the width, the steps, alpha and the context's length.
-            image_shape: (C, H, W), where H = W.
+            shape: (C, H, W) of a sample.
             num_classes: K.
             seed: The run's seed.
         """
         with seeded(seed):
-            backbone = StandardCNN(num_classes, image_shape[0], recipe.width, image_shape[-1])
+            backbone = StandardCNN(num_classes, shape[0], recipe.width, shape[1:])
         if self.adapter is None:
             return backbone
         with seeded(derive_seed(seed, self.name)):
             return cbl.ContextLoop(
                 backbone,
                 sites=list(SITES),
-                example=example_images(image_shape),
+                example=example_of(shape),
                 adapter=self.adapter,
                 context=cbl.Context(dim=recipe.context_dim),
                 steps=recipe.steps,
@@ -67,7 +67,7 @@ class Arm:
             )
 
     def outputs(self, model: nn.Module, x: Tensor) -> Sequence[Tensor]:
-        """Compute the logits y_0..y_T for images (B, C, H, W): T + 1 tensors (B, K), one without a loop."""
+        """Compute the logits y_0..y_T for samples (B, C, H, W): T + 1 tensors (B, K), one without a loop."""
         return model.refine(x).outputs if isinstance(model, cbl.ContextLoop) else (model(x),)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -94,10 +94,10 @@ def find_arm(name: str) -> Arm:
     raise ValueError(f"unknown arm '{name}'{hint} Arms: {', '.join(ARMS)}.")
 
 
-def example_images(image_shape: tuple[int, int, int], size: int = 2) -> Tensor:
-    """Draw noise in the form of normalised images (size, C, H, W); zeros would make every gate look dead."""
+def example_of(shape: tuple[int, int, int], size: int = 2) -> Tensor:
+    """Draw noise in the form of normalised samples (size, C, H, W); zeros would make every gate look dead."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(size, *image_shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    return torch.randn(size, *shape, generator=generator).contiguous(memory_format=torch.channels_last)
 
 
 def derive_seed(*parts: object) -> int:

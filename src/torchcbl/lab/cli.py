@@ -12,6 +12,7 @@ from pathlib import Path
 from torchcbl import __version__
 from torchcbl.lab.machine import num_cores
 from torchcbl.lab.recipe import ARM_NAMES, load_recipe, recipe_names
+from torchcbl.lab.sources import SOURCES
 
 USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -41,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Run a study and print its table."""
-    recipe = load_recipe(options.recipe, _overrides(options))
+    own, data = _own_data(options.data)
+    if own and options.recipe not in (None, own):
+        raise ValueError(
+            f"--data {own}:DIR comes with the recipe '{own}': leave out '{options.recipe}', change it by --set"
+        )
+    recipe = load_recipe(options.recipe or own or "demo", _overrides(options))
     out = options.out or Path("runs") / recipe.name
     jobs = options.jobs if options.jobs is not None else min(num_cores(), recipe.seeds * len(recipe.arms))
 
@@ -49,7 +55,7 @@ def compare(options: argparse.Namespace) -> int:
     from torchcbl.lab.records import read_records
     from torchcbl.lab.study import run_study
 
-    failures = run_study(recipe, out, make_display(), options.data, jobs)
+    failures = run_study(recipe, out, make_display(), data, jobs)
     if read_records(out):
         _report(out)
     for failure in failures:
@@ -85,7 +91,7 @@ def stability(options: argparse.Namespace) -> int:
     """Examine whether a finished run's loop settles, and write the page."""
     from torchcbl.lab.stability import examine
 
-    found = examine(options.run, options.data, options.samples, options.steps)
+    found = examine(options.run, _own_data(options.data)[1], options.samples, options.steps)
 
     from torchcbl.lab.report.stability import verdict, write_stability
 
@@ -100,6 +106,16 @@ def _report(out: Path) -> None:
 
     built = build_report(out)
     print(f"\n{table(read_records(out))}\n\nreport: {built.page}")
+
+
+def _own_data(text: str | None) -> tuple[str | None, Path | None]:
+    """Read --data: a folder, or what kind of one's own data and their folder, as in images:DIR."""
+    if text is None:
+        return None, None
+    kind, colon, folder = text.partition(":")
+    if colon and kind in SOURCES and SOURCES[kind].own:
+        return kind, Path(folder).expanduser()
+    return None, Path(text)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -165,17 +181,20 @@ def _add_compare(commands: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl compare demo\n"
         "  torchcbl compare cifar10 --seeds 2 --epochs 3 --jobs 2 --data ~/cifar10\n"
         "  torchcbl compare demo --arms standard,cbl --set alpha=0.3 --out runs/alpha-0.3\n"
+        "  torchcbl compare --data images:~/flowers --set image_size=64\n"
         "  torchcbl compare my-study.toml",
     )
     parser.set_defaults(command=compare)
-    parser.add_argument(
-        "recipe", nargs="?", default="demo", help=f"{', '.join(recipe_names())} (default: demo), or a .toml file"
-    )
+    parser.add_argument("recipe", nargs="?", help=f"{', '.join(recipe_names())} (default: demo), or a .toml file")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each arm")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training data")
     parser.add_argument("--arms", metavar="A,B", help=f"what to compare, out of {', '.join(ARM_NAMES)}")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of the data (else TORCHCBL_DATA, or download); images:DIR, audio:DIR: your own, by class",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/RECIPE)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe; may be repeated"
@@ -238,6 +257,6 @@ def _add_stability(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.set_defaults(command=stability)
     parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
+    parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="validation samples (default: 256)")
     parser.add_argument("--steps", type=int, default=64, metavar="N", help="how far the loop is run (default: 64)")

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from torchcbl.lab.arms import derive_seed, find_arm
-from torchcbl.lab.data import Batches, Dataset, Images
+from torchcbl.lab.data import Dataset, EpochBatches
 from torchcbl.lab.recipe import differences
 from torchcbl.lab.records import EpochRecord, TestRecord
 from torchcbl.lab.runs import Run
@@ -31,7 +31,7 @@ class Experiment(LightningModule):
     def __init__(self, run: Run, dataset: Dataset) -> None:
         super().__init__()
         self.run, self.dataset, self.arm = run, dataset, find_arm(run.arm)
-        self.model = self.arm.build(run.recipe, dataset.image_shape, dataset.num_classes, run.seed)
+        self.model = self.arm.build(run.recipe, dataset.form.shape, dataset.form.num_classes, run.seed)
         # About a quarter faster on CPUs, and the same for every arm.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.epochs: list[EpochRecord] = []
@@ -47,24 +47,24 @@ class Experiment(LightningModule):
     @property
     def train_loss(self) -> float:
         """Mean training loss over the epoch so far."""
-        return float(self._loss_sum) / max(1, self.images_seen)
+        return float(self._loss_sum) / max(1, self.samples_seen)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the paper's optimiser."""
         return torch.optim.Adam(self.model.parameters(), lr=self.run.recipe.learning_rate)
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> EpochBatches:
         """Shuffle by (seed, epoch): the same order in every arm."""
-        self._train_batches = self._batches(self.dataset.train, self.run.seed)
+        self._train_batches = self._batches("train", self.run.seed)
         return self._train_batches
 
-    def val_dataloader(self) -> Batches:
-        """Go through the validation images in order."""
-        return self._batches(self.dataset.validation)
+    def val_dataloader(self) -> EpochBatches:
+        """Go through the validation part in order."""
+        return self._batches("validation")
 
-    def test_dataloader(self) -> Batches:
-        """Go through the test images in order."""
-        return self._batches(self.dataset.test)
+    def test_dataloader(self) -> EpochBatches:
+        """Go through the test part in order."""
+        return self._batches("test")
 
     def on_train_epoch_start(self) -> None:
         """Set what depends on the epoch alone: the order, the generator and the step size."""
@@ -76,14 +76,14 @@ class Experiment(LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self._learning_rate
         self._epoch_begun = time.monotonic()
-        self._loss_sum, self.images_seen = torch.zeros((), device=self.device), 0
+        self._loss_sum, self.samples_seen = torch.zeros((), device=self.device), 0
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Compute the loss of one batch."""
         x, target = batch
         loss = self.arm.loss(self.model, x, target)
         self._loss_sum += loss.detach() * len(target)
-        self.images_seen += len(target)
+        self.samples_seen += len(target)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -119,7 +119,8 @@ class Experiment(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Keep the test result."""
-        self.test_record = TestRecord(self._scores.n, self._scores.loss, self._scores.accuracy)
+        scores = self._scores
+        self.test_record = TestRecord(scores.n, scores.loss, scores.accuracy, scores.confusion)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the history and the time spent."""
@@ -146,16 +147,8 @@ class Experiment(LightningModule):
         for epoch in self.epochs:
             self._log(epoch)
 
-    def _batches(self, images: Images, seed: int | None = None) -> Batches:
-        return Batches(
-            images,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
-            batch_size=self.run.recipe.batch_size,
-            seed=seed,
-            augment=self.run.recipe.augment and seed is not None,
-            memory_format=torch.channels_last,
-        )
+    def _batches(self, part: str, seed: int | None = None) -> EpochBatches:
+        return self.dataset.batches(part, self.run.recipe.batch_size, seed=seed, memory_format=torch.channels_last)
 
     def _log(self, epoch: EpochRecord) -> None:
         metrics = {"learning_rate": epoch.learning_rate, "train_loss": epoch.train_loss}

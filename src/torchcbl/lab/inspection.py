@@ -18,9 +18,11 @@ import torchcbl as cbl
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.observation import observe
 from torchcbl.lab.arms import find_arm
+from torchcbl.lab.data.dataset import Form
 from torchcbl.lab.networks import StandardCNN
-from torchcbl.lab.recipe import DATA_FORMS, read_recipe
+from torchcbl.lab.recipe import read_recipe
 from torchcbl.lab.runs import Run
+from torchcbl.lab.sources import SOURCES
 
 
 def find_model(spec: str) -> nn.Module:
@@ -94,15 +96,29 @@ def rebuild(folder: Path) -> nn.Module:
     run = find_run(folder)
     if not run.model.is_dir():
         raise FileNotFoundError(f"{run.folder} holds no weights: run the same `torchcbl compare` until it is finished.")
-    shape, num_classes = DATA_FORMS[run.recipe.data]
-    arm = find_arm(run.arm)
-    model = arm.build(run.recipe, shape, num_classes, run.seed)
+    form = form_of(run)
+    model = find_arm(run.arm).build(run.recipe, form.shape, form.num_classes, run.seed)
     if isinstance(model, cbl.ContextLoop):
         return cbl.load(run.model, model.backbone)
     import safetensors.torch
 
     safetensors.torch.load_model(model, run.model / "model.safetensors")
     return model
+
+
+def form_of(run: Run) -> Form:
+    """Say what a finished run's network takes and gives.
+
+    Raises:
+        FileNotFoundError: It was not kept.
+    """
+    form = Form.load(run.model)
+    if form is not None:
+        return form
+    source = SOURCES[run.recipe.data]
+    if source.shape is None:
+        raise FileNotFoundError(f"{run.model} holds no form.json: run the same `torchcbl compare` again.")
+    return Form(source.shape, source.classes)
 
 
 def describe_run(folder: Path) -> str:

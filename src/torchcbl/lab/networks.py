@@ -15,7 +15,7 @@ class StandardCNN(nn.Module):
         num_classes: K, the number of outputs.
         channels: Channels of the images.
         width: Channels of the first block.
-        image_size: Height and width of the images, >= 8.
+        image_size: Height and width of the images, >= 8: one number, or (H, W) as of spectrograms.
 
     Raises:
         ValueError: The images are too small for three poolings.
@@ -26,20 +26,23 @@ class StandardCNN(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, num_classes: int = 10, channels: int = 3, width: int = 16, image_size: int = 32) -> None:
+    def __init__(
+        self, num_classes: int = 10, channels: int = 3, width: int = 16, image_size: int | tuple[int, int] = 32
+    ) -> None:
         super().__init__()
-        if image_size < 8:
+        height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, breadth) < 8:
             raise ValueError(
                 f"image_size must be >= 8 (three poolings halve it), got {image_size}: enlarge the images."
             )
         self.block1 = _block(channels, width)
         self.block2 = _block(width, 2 * width)
         self.block3 = _block(2 * width, 4 * width)
-        self.fc1 = nn.Linear(4 * width * (image_size // 8) ** 2, 256)
+        self.fc1 = nn.Linear(4 * width * (height // 8) * (breadth // 8), 256)
         self.fc2 = nn.Linear(256, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, channels, image_size, image_size) to logits (B, K)."""
+        """Map images (B, channels, H, W) to logits (B, K)."""
         h: Tensor = self.block3(self.block2(self.block1(x)))
         y: Tensor = self.fc2(self.fc1(h.flatten(1)).relu())
         return y

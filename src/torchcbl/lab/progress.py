@@ -47,7 +47,7 @@ class _Row:
             f"{state.epoch}/{self.run.recipe.epochs}",
             f"{state.train_loss:.4f}",
             "" if accuracy is None else f"{100 * accuracy:.2f}%",
-            f"{state.images_per_second:,.0f} images/s",
+            f"{state.samples_per_second:,.0f} samples/s",
             duration(left),
         )
 

@@ -18,11 +18,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from torchcbl.lab.sources import SOURCES
+
 EXTENSIBLE = ("arms", "seeds")
 ARM_NAMES = ("standard", "cbl", "cbl-gate")
-
-# Shape (C, H, W) of the images and number of classes, so that a model can be rebuilt without its data.
-DATA_FORMS = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10)}
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,25 @@ class Recipe:
 
     Args:
         name: The study's name; letters, digits, `.`, `_` and `-`.
-        data: "digits" (8x8, embedded) or "cifar10".
+        data: "digits" (8x8, embedded), "cifar10", "speech-commands", "speech-five-words", or a folder of one's own,
+            "images" or "audio".
         arms: What is compared, out of `ARM_NAMES`.
         seeds: How many runs of each arm: seeds 0, 1, ..., seeds - 1.
         epochs: Passes over the training data.
         batch_size: Images per optimiser step.
         learning_rate: Adam's step size at the start, > 0.
         halve_every: Halve the step size every so many epochs; 0 never does.
-        validation_size: Images held out of the training data, stratified by class.
-        augment: Random crop and flip, in training only.
+        validation_size: Samples held out of the training data, stratified by class, where the data have no validation
+            part; as many again for a test part of one's own data. 0: a tenth.
+        augment: Random crop and flip of images, in training only.
         width: Channels of the network's first block.
         steps: T, refinement steps of the arms with a loop.
         alpha: Weight of the OLD state in h <- alpha h + (1 - alpha) psi(h, z), in [0, 1).
         context_dim: Length of the context vector z.
+        masking: Time and frequency masks over spectrograms, in training only.
+        noise: Share of the clips to which background noise is mixed, in training only; in [0, 1].
+        image_size: Height and width to which images of one's own are resized.
+        seconds: Length to which sound of one's own is padded or cropped.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -69,6 +74,10 @@ class Recipe:
     steps: int
     alpha: float
     context_dim: int
+    masking: bool = False
+    noise: float = 0.0
+    image_size: int = 32
+    seconds: float = 1.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -82,9 +91,9 @@ class Recipe:
                 raise ValueError(f"unknown arm '{arm}'{_closest(arm, ARM_NAMES)} Arms: {', '.join(ARM_NAMES)}.")
 
     def as_dict(self) -> dict[str, object]:
-        """The recipe as flat keys and plain values, as TOML and JSON hold them."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "arms": list(self.arms)}
+        """The recipe as flat keys and plain values, as TOML and JSON hold them; without options that are not used."""
+        fields = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        return {**{field.name: getattr(self, field.name) for field in fields}, "arms": list(self.arms)}
 
     def as_toml(self) -> str:
         """The recipe as TOML text; `read_recipe` gives the same recipe back."""
@@ -99,9 +108,9 @@ def differences(found: Mapping[str, object], recipe: Recipe) -> list[str]:
         >>> differences({**recipe.as_dict(), "seeds": 99, "alpha": 0.5}, recipe)
         ['alpha is 0.5 there, 0.0 here']
     """
-    here = recipe.as_dict()
-    keys = [key for key in here if key not in EXTENSIBLE and found.get(key) != here[key]]
-    return [f"{key} is {_shown(found.get(key))} there, {_shown(here[key])} here" for key in keys]
+    there, here = {**_OPTIONAL, **found}, {**_OPTIONAL, **recipe.as_dict()}
+    keys = [key for key in here if key not in EXTENSIBLE and there.get(key) != here[key]]
+    return [f"{key} is {_shown(there.get(key))} there, {_shown(here[key])} here" for key in keys]
 
 
 def recipe_names() -> list[str]:
@@ -113,7 +122,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = 
     """Load a recipe and change single values of it.
 
     Args:
-        name_or_path: "demo", "cifar10", or the path of a TOML file.
+        name_or_path: The name of one that comes with the package (`recipe_names`), or the path of a TOML file.
         overrides: Key to value as TOML text: `{"alpha": "0.1", "arms": '["standard", "cbl"]'}`; strings need
             no quotes.
 
@@ -164,9 +173,9 @@ def _resolve(source: str, text: str, changes: Mapping[str, object]) -> Recipe:
     values.update(changes)
     for key in values:
         _check_key(key)
-    missing = [key for key in _KEYS if key not in values]
+    missing = [key for key in _REQUIRED if key not in values]
     if missing:
-        raise ValueError(f"recipe {source} lacks {', '.join(missing)}; every key must be given: {', '.join(_KEYS)}.")
+        raise ValueError(f"recipe {source} lacks {', '.join(missing)}; it must give {', '.join(_REQUIRED)}.")
     return Recipe(**values)
 
 
@@ -212,6 +221,8 @@ def _shown(value: object) -> str:
 
 
 _KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
+_OPTIONAL = {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
+_REQUIRED = tuple(key for key in _KEYS if key not in _OPTIONAL)
 
 _KINDS = {
     "str": "a string",
@@ -226,16 +237,19 @@ _RANGES: dict[str, tuple[Callable[..., bool], str]] = {
         lambda v: re.fullmatch(r"\w[\w.-]*", v, re.ASCII) is not None,
         "letters, digits, '.', '_' or '-'",
     ),
-    "data": (lambda v: v in DATA_FORMS, f"one of {', '.join(DATA_FORMS)}"),
+    "data": (lambda v: v in SOURCES, f"one of {', '.join(SOURCES)}"),
     "arms": (lambda v: 0 < len(v) == len(set(v)), "at least one arm, none twice"),
     "seeds": (lambda v: v >= 1, ">= 1"),
     "epochs": (lambda v: v >= 1, ">= 1"),
     "batch_size": (lambda v: v >= 1, ">= 1"),
     "learning_rate": (lambda v: 0 < v < math.inf, "> 0 and finite"),
     "halve_every": (lambda v: v >= 0, ">= 0 (0 never halves)"),
-    "validation_size": (lambda v: v >= 1, ">= 1"),
+    "validation_size": (lambda v: v >= 0, ">= 0 (0 takes a tenth)"),
     "width": (lambda v: v >= 1, ">= 1"),
     "steps": (lambda v: v >= 1, ">= 1 (without a step a loop is the plain network)"),
     "alpha": (lambda v: 0 <= v < 1, "in [0, 1) (at 1 the old state never changes)"),
     "context_dim": (lambda v: v >= 1, ">= 1"),
+    "noise": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "image_size": (lambda v: v >= 8, ">= 8 (three poolings halve it)"),
+    "seconds": (lambda v: 0.1 <= v <= 60, "in [0.1, 60]"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torchcbl.files import write_atomically
 SCHEMA = 1
 
 Kind = TypeVar("Kind")
+Matrix = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class TestRecord:
     """What the one look at the test data gave, after the last epoch.
 
     Args:
-        n: Number of test images.
+        n: Number of test samples.
         loss: Mean cross entropy, one per step tau = 0..T (one number without a loop).
         accuracy: Fraction classified rightly, in [0, 1], one per step tau.
+        confusion: How many samples of each class (row) were taken for each class (column), per step tau; none in
+            records of earlier versions.
     """
 
     __test__ = False  # not a test case, whatever pytest makes of the name
@@ -56,9 +60,19 @@ class TestRecord:
     n: int
     loss: tuple[float, ...]
     accuracy: tuple[float, ...]
+    confusion: tuple[Matrix, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_steps("test", self.loss, self.accuracy)
+        if self.confusion is not None:
+            _check_confusion(self.confusion, len(self.accuracy), self.n)
+
+    @property
+    def balanced_accuracy(self) -> tuple[float, ...] | None:
+        """Mean over the classes of the fraction classified rightly, per step tau: each class counts alike."""
+        if self.confusion is None:
+            return None
+        return tuple(_mean_recall(matrix) for matrix in self.confusion)
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class Record:
         test: The test result.
         seconds: Wall-clock: `training`, and `total` with set-up and test, summed over interruptions.
         finished: When, in ISO 8601 with time zone.
+        classes: Names of the classes; none in records of earlier versions.
     """
 
     schema: int
@@ -96,6 +111,7 @@ class Record:
     test: TestRecord
     seconds: Mapping[str, float]
     finished: str
+    classes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -125,7 +141,7 @@ def write_record(folder: Path, record: Record) -> Path:
         OSError: The disk is full or the folder cannot be written.
     """
     path = record_path(folder, record.arm, record.seed)
-    write_atomically(path, json.dumps(_plain(dataclasses.asdict(record)), indent=1, allow_nan=False) + "\n")
+    write_atomically(path, _text(record))
     return path
 
 
@@ -173,6 +189,29 @@ def _check_steps(what: str, loss: tuple[float, ...], accuracy: tuple[float, ...]
         raise ValueError(f"{what} accuracy must be fractions in [0, 1], got {list(accuracy)}")
 
 
+def _text(record: Record) -> str:
+    """Write a record as JSON, a key to a line, a row of a confusion matrix to a line."""
+    text = json.dumps(_plain(dataclasses.asdict(record)), indent=1, allow_nan=False) + "\n"
+    return re.sub(
+        r"\[\s+(?:\d+,\s+)*\d+\s+\]", lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+    )
+
+
+def _check_confusion(confusion: tuple[Matrix, ...], steps: int, n: int) -> None:
+    sizes = {len(matrix) for matrix in confusion} | {len(row) for matrix in confusion for row in matrix}
+    totals = {sum(map(sum, matrix)) for matrix in confusion}
+    if len(confusion) != steps or len(sizes) != 1 or totals != {n}:
+        raise ValueError(
+            f"confusion needs a square matrix per step whose counts sum to n, got {len(confusion)} matrices for "
+            f"{steps} steps, sizes {sorted(sizes)}, sums {sorted(totals)} for n = {n}"
+        )
+
+
+def _mean_recall(matrix: Matrix) -> float:
+    recalls = [row[index] / sum(row) for index, row in enumerate(matrix) if sum(row)]
+    return math.fsum(recalls) / len(recalls)
+
+
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
@@ -201,6 +240,7 @@ def _record(data: object) -> Record:
         test=_test(_of(dict, fields["test"], "test")),
         seconds=_keyed(float, fields["seconds"], "seconds", ("training", "total")),
         finished=_of(str, fields["finished"], "finished"),
+        classes=tuple(_of(str, name, "classes") for name in _of(list, fields.get("classes", []), "classes")),
     )
 
 
@@ -221,6 +261,15 @@ def _test(fields: Mapping[str, object]) -> TestRecord:
         n=_of(int, fields["n"], "n"),
         loss=_numbers(fields["loss"], "loss"),
         accuracy=_numbers(fields["accuracy"], "accuracy"),
+        confusion=None if fields.get("confusion") is None else _matrices(fields["confusion"]),
+    )
+
+
+def _matrices(value: object) -> tuple[Matrix, ...]:
+    matrices = [_of(list, matrix, "confusion") for matrix in _of(list, value, "confusion")]
+    return tuple(
+        tuple(tuple(_of(int, count, "confusion") for count in _of(list, row, "confusion")) for row in matrix)
+        for matrix in matrices
     )
 
 

@@ -76,7 +76,7 @@ class RunState:
     Args:
         epoch: The epoch at work, or just finished, from 1.
         done: Share of the whole training, in [0, 1].
-        images_per_second: Over the last few seconds.
+        samples_per_second: Over the last few seconds.
         train_loss: Mean over the epoch so far.
         validation_accuracy: After the last finished epoch, at the last step; none before the first.
         epoch_finished: Whether this is the end of an epoch.
@@ -84,7 +84,7 @@ class RunState:
 
     epoch: int
     done: float
-    images_per_second: float
+    samples_per_second: float
     train_loss: float
     validation_accuracy: float | None
     epoch_finished: bool

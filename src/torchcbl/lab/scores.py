@@ -1,4 +1,4 @@
-"""Loss and accuracy at every step tau, summed over batches."""
+"""Loss, accuracy and confusion at every step tau, summed over batches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from torch.nn import functional as F
 
 
 class Scores:
-    """Sum up cross entropy and right answers per step tau; nothing leaves the device until it is asked for.
+    """Sum up cross entropy and answers by class per step tau; nothing leaves the device until it is asked for.
 
     Example:
         >>> scores = Scores()
         >>> scores.add([torch.tensor([[2.0, 0.0], [2.0, 0.0]])], torch.tensor([0, 1]))
         >>> scores.n, scores.accuracy
         (2, (0.5,))
+        >>> scores.confusion
+        (((1, 0), (1, 0)),)
     """
 
     def __init__(self) -> None:
         self.n = 0
         self._losses: Tensor | None = None
-        self._rights: Tensor | None = None
+        self._counts: Tensor | None = None
 
     def add(self, outputs: Sequence[Tensor], target: Tensor) -> None:
         """Add a batch.
@@ -33,9 +35,11 @@ class Scores:
         """
         stacked = torch.stack(tuple(outputs)).detach()
         losses = torch.stack([F.cross_entropy(y.float(), target, reduction="sum") for y in stacked])
-        rights = (stacked.argmax(-1) == target).sum(-1)
+        k = stacked.shape[-1]
+        cells = target * k + stacked.argmax(-1)
+        counts = torch.stack([torch.bincount(row, minlength=k * k) for row in cells]).view(-1, k, k)
         self._losses = losses if self._losses is None else self._losses + losses
-        self._rights = rights if self._rights is None else self._rights + rights
+        self._counts = counts if self._counts is None else self._counts + counts
         self.n += len(target)
 
     @property
@@ -47,5 +51,11 @@ class Scores:
     @property
     def accuracy(self) -> tuple[float, ...]:
         """Fraction of right answers per step tau."""
-        assert self._rights is not None
-        return tuple(value / self.n for value in self._rights.tolist())
+        assert self._counts is not None
+        return tuple(value / self.n for value in self._counts.diagonal(dim1=1, dim2=2).sum(1).tolist())
+
+    @property
+    def confusion(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """How many samples of each class (row) were taken for each class (column), per step tau."""
+        assert self._counts is not None
+        return tuple(tuple(tuple(row) for row in matrix) for matrix in self._counts.tolist())

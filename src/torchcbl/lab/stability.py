@@ -11,7 +11,7 @@ from torch import Tensor
 
 import torchcbl as cbl
 from torchcbl.backbone.calls import Call
-from torchcbl.lab.data import Batches, Progress, load_data
+from torchcbl.lab.data import Progress, load_dataset
 from torchcbl.lab.data.progress import silent
 from torchcbl.lab.inspection import find_run, rebuild
 from torchcbl.lab.scores import Scores
@@ -102,9 +102,7 @@ def examine(
     if not isinstance(model, cbl.ContextLoop):
         raise ValueError(f"{run.name} is the plain network: it has no loop that could settle.")
     model.eval()
-    held = load_data(run.recipe.data, folder=data, validation_size=run.recipe.validation_size, progress=progress)
-    part = held.validation.take(torch.arange(min(samples, len(held.validation))))
-    batches = Batches(part, mean=held.mean, std=held.std, batch_size=_BATCH)
+    batches = load_dataset(run.recipe, data, progress).batches("validation", _BATCH, limit=samples)
     reports, scores, solved = [], Scores(), dict[str, list[tuple[Tensor, Tensor]]]()
     for x, target in batches:
         reports.append(cbl.contraction(model, x, steps=steps))

@@ -127,9 +127,9 @@ def prepare(recipe: Recipe, data: Path | None, display: Display) -> None:
         ValueError: A file is damaged, or `validation_size` does not fit.
         OSError: The data is not there.
     """
-    from torchcbl.lab.data import load_data
+    from torchcbl.lab.data import load_dataset
 
-    load_data(recipe.data, folder=data, validation_size=recipe.validation_size, progress=display.preparing)
+    load_dataset(recipe, data, progress=display.preparing)
 
 
 @dataclass(frozen=True)

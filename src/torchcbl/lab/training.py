@@ -19,10 +19,10 @@ from torch import nn
 
 import torchcbl as cbl
 from torchcbl.files import write_atomically
-from torchcbl.lab.arms import example_images
+from torchcbl.lab.arms import example_of
 from torchcbl.lab.checkpoints import DurableCheckpointIO, usable_checkpoint
 from torchcbl.lab.costs import count_flops, count_parameters
-from torchcbl.lab.data import load_data
+from torchcbl.lab.data import Dataset, load_dataset
 from torchcbl.lab.experiment import Experiment
 from torchcbl.lab.machine import describe_machine, versions
 from torchcbl.lab.records import SCHEMA, Record, write_record
@@ -47,7 +47,7 @@ def train(run: Run, report: Callable[[RunState], None] = lambda state: None) -> 
     Raises:
         OSError: A file could not be written.
     """
-    dataset = load_data(run.recipe.data, folder=run.data, validation_size=run.recipe.validation_size)
+    dataset = load_dataset(run.recipe, run.data)
     experiment = Experiment(run, dataset)
     for half_written in run.folder.glob(f".{run.checkpoint.name}.*"):
         half_written.unlink()
@@ -57,19 +57,21 @@ def train(run: Run, report: Callable[[RunState], None] = lambda state: None) -> 
         trainer.fit(experiment, ckpt_path=checkpoint)
         trainer.test(experiment, verbose=False)
     record = _record(run, experiment, trainer.strategy.root_device.type)
-    save_model(run, experiment.model)
+    save_model(run, experiment.model, dataset)
     write_record(run.out, record)
     run.checkpoint.unlink(missing_ok=True)
     return record
 
 
-def save_model(run: Run, model: nn.Module) -> None:
-    """Keep a run's weights in `run.model`."""
+def save_model(run: Run, model: nn.Module, dataset: Dataset) -> None:
+    """Keep a run's weights in `run.model`, with the form of its data and what leads from raw data to its input."""
     model.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if isinstance(model, cbl.ContextLoop):
         model.save(str(run.model), include_backbone=True)
     else:
         write_atomically(run.model / "model.safetensors", safetensors.torch.save(model.state_dict()))
+    dataset.form.save(run.model)
+    dataset.save_front_end(run.model)
 
 
 class _Reporter(Callback):
@@ -77,10 +79,10 @@ class _Reporter(Callback):
 
     def __init__(self, report: Callable[[RunState], None]) -> None:
         self.report = report
-        self.since, self.images_then, self.speed = time.monotonic(), 0, 0.0
+        self.since, self.samples_then, self.speed = time.monotonic(), 0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.since, self.images_then = time.monotonic(), 0
+        self.since, self.samples_then = time.monotonic(), 0
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -98,18 +100,18 @@ class _Reporter(Callback):
     def _measure(self, module: LightningModule) -> None:
         assert isinstance(module, Experiment)
         now = time.monotonic()
-        if module.images_seen > self.images_then:
-            self.speed = (module.images_seen - self.images_then) / max(now - self.since, 1e-9)
-        self.since, self.images_then = now, module.images_seen
+        if module.samples_seen > self.samples_then:
+            self.speed = (module.samples_seen - self.samples_then) / max(now - self.since, 1e-9)
+        self.since, self.samples_then = now, module.samples_seen
 
     def _send(self, module: LightningModule, epoch_finished: bool) -> None:
         assert isinstance(module, Experiment)
-        share = 1.0 if epoch_finished else module.images_seen / len(module.dataset.train)
+        share = 1.0 if epoch_finished else module.samples_seen / module.dataset.size("train")
         self.report(
             RunState(
                 epoch=module.current_epoch + 1,
                 done=(module.current_epoch + share) / module.run.recipe.epochs,
-                images_per_second=self.speed,
+                samples_per_second=self.speed,
                 train_loss=module.train_loss,
                 validation_accuracy=module.epochs[-1].validation_accuracy[-1] if module.epochs else None,
                 epoch_finished=epoch_finished,
@@ -170,9 +172,10 @@ def _record(run: Run, experiment: Experiment, device: str) -> Record:
         versions=versions(),
         machine=describe_machine(torch.get_num_threads(), device),
         parameters=count_parameters(model, backbone),
-        flops=count_flops(model, example_images(experiment.dataset.image_shape, size=1)),
+        flops=count_flops(model, example_of(experiment.dataset.form.shape, size=1)),
         epochs=tuple(experiment.epochs),
         test=experiment.test_record,
         seconds={"training": sum(epoch.seconds for epoch in experiment.epochs), "total": experiment.seconds},
+        classes=experiment.dataset.form.classes,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

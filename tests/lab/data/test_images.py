@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchcbl.lab.data.images import Dataset, Images, channel_statistics
+from torchcbl.lab.data.image_dataset import ImageDataset
+from torchcbl.lab.data.images import Images, channel_statistics
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -57,14 +58,14 @@ def test_parts_must_be_alike() -> None:
     labels = torch.tensor([0, 1])
     small, large = Images(pixels(2, 1, 8, 8), labels, 2), Images(pixels(2, 1, 9, 9), labels, 2)
     with pytest.raises(ValueError, match=r"test holds \(1, 9, 9\) images of 2 classes, but train \(1, 8, 8\)"):
-        Dataset(small, small, large, (0.5,), (0.5,))
+        ImageDataset(small, small, large, (0.5,), (0.5,))
     with pytest.raises(ValueError, match="validation holds .* images of 3 classes"):
-        Dataset(small, Images(small.images, labels, 3), small, (0.5,), (0.5,))
+        ImageDataset(small, Images(small.images, labels, 3), small, (0.5,), (0.5,))
 
 
 def test_normalisation_must_fit() -> None:
     part = Images(pixels(2, 3, 8, 8), torch.tensor([0, 1]), 2)
     with pytest.raises(ValueError, match="one number for each of the 3 channels, got 1 and 3"):
-        Dataset(part, part, part, (0.5,), (0.5,) * 3)
+        ImageDataset(part, part, part, (0.5,), (0.5,) * 3)
     with pytest.raises(ValueError, match="std must be positive in every channel"):
-        Dataset(part, part, part, (0.5,) * 3, (0.5, 0.0, 0.5))
+        ImageDataset(part, part, part, (0.5,) * 3, (0.5, 0.0, 0.5))

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the three parts of a data set."""
+"""Labelled images in memory."""
 
 from __future__ import annotations
 
@@ -69,54 +69,6 @@ class Images:
     def take(self, indices: Tensor) -> Images:
         """Copy the images at `indices` (int64, shape (M,)), in that order."""
         return Images(self.images[indices], self.labels[indices], self.num_classes)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Hold the three parts of a data set and what normalises them.
-
-    Args:
-        train: What a model is fitted to.
-        validation: What is looked at after every epoch.
-        test: What is looked at once, after the last epoch.
-        mean: Per channel, of the training part divided by 255; length C.
-        std: Per channel, the standard deviation of the same (divisor N, not N - 1); positive, length C.
-
-    Raises:
-        ValueError: The parts differ in image shape or classes, or `mean` and `std` do not fit them.
-
-    Example:
-        >>> part = Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), num_classes=2)
-        >>> data = Dataset(part, part, part, mean=(0.5,), std=(0.25,))
-        >>> len(data.train), data.image_shape, data.num_classes
-        (2, (1, 8, 8), 2)
-    """
-
-    train: Images
-    validation: Images
-    test: Images
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        for name, part in (("validation", self.validation), ("test", self.test)):
-            if part.images.shape[1:] != self.train.images.shape[1:] or part.num_classes != self.num_classes:
-                raise ValueError(
-                    f"{name} holds {tuple(part.images.shape[1:])} images of {part.num_classes} classes, but "
-                    f"train {self.image_shape} images of {self.num_classes}: all parts must be alike"
-                )
-        check_normalisation(self.mean, self.std, num_channels=self.image_shape[0])
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
-
-    @property
-    def num_classes(self) -> int:
-        """K, the same for all parts."""
-        return self.train.num_classes
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], *, num_channels: int) -> None:

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchcbl.lab.data.images import Dataset, Images, channel_statistics
+from torchcbl.lab.data.image_dataset import ImageDataset
+from torchcbl.lab.data.images import Images, channel_statistics
 
 
 def stratified_split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,15 @@ def _shares(sizes: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return shares
 
 
-def split_dataset(full: Images, test: Images, *, validation_size: int, split_seed: int = 0) -> Dataset:
+def split_dataset(
+    full: Images,
+    test: Images,
+    *,
+    validation_size: int,
+    split_seed: int = 0,
+    classes: tuple[str, ...] = (),
+    augment: bool = False,
+) -> ImageDataset:
     """Take a stratified validation part out of `full`; normalise by what remains.
 
     Args:
@@ -67,6 +76,8 @@ def split_dataset(full: Images, test: Images, *, validation_size: int, split_see
         test: The images that may not.
         validation_size: Images to hold out for validation.
         split_seed: Which split, >= 0.
+        classes: Their names.
+        augment: Whether training batches are cropped and mirrored at random.
 
     Returns:
         The data set; its mean and std are those of the training part alone.
@@ -83,4 +94,4 @@ def split_dataset(full: Images, test: Images, *, validation_size: int, split_see
     train_indices, validation_indices = stratified_split(full.labels, validation_size, split_seed)
     train = full.take(train_indices)
     mean, std = channel_statistics(train.images)
-    return Dataset(train, full.take(validation_indices), test, mean, std)
+    return ImageDataset(train, full.take(validation_indices), test, mean, std, classes, augment)

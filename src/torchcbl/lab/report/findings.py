@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from torchcbl.lab.recipe import EXTENSIBLE, Recipe
+from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record, run_name
 from torchcbl.lab.report.verdict import verdict
+from torchcbl.lab.sources import SOURCES, Source
 from torchcbl.lab.statistics import Comparison, Summary, compare_all, summarise
 
 BASELINE = "standard"
-PAPER_SEEDS, PAPER_EPOCHS = 5, 20
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,17 @@ class Findings:
         """What this is: data, seeds, epochs, and how that falls short of the paper's protocol."""
         seeds, epochs = len(self.seeds), self.recipe.epochs
         label = f"{self.recipe.name}: {_count(seeds, 'seed')}, {_count(epochs, 'epoch')}"
-        if self.recipe.data == "cifar10" and (seeds < PAPER_SEEDS or epochs < PAPER_EPOCHS):
-            label += f" (the paper's protocol: {PAPER_SEEDS} seeds, {PAPER_EPOCHS} epochs)"
-        if self.recipe.data != "cifar10":
-            label += f" on {self.recipe.data} (not the paper's data)"
+        protocol, note = self.source.protocol, self.source.note
+        if protocol is not None and (seeds < protocol[0] or epochs < protocol[1]):
+            label += f" (the paper's protocol: {_count(protocol[0], 'seed')}, {_count(protocol[1], 'epoch')})"
+        if note:
+            label += f" {note}" if note.startswith("on ") else f"; {note}"
         return label
+
+    @property
+    def source(self) -> Source:
+        """What the data are."""
+        return SOURCES[self.recipe.data]
 
     @property
     def progress(self) -> str:
@@ -114,7 +120,7 @@ class Findings:
         if BASELINE not in self.arms:
             return []
         return [
-            f"{arm} takes {self.relative(arm, 'inference'):.2f} times the FLOPs per image and "
+            f"{arm} takes {self.relative(arm, 'inference'):.2f} times the FLOPs per {self.source.noun} and "
             f"{self.relative(arm, 'training'):.2f} times the training time of {BASELINE}."
             for arm in self.arms
             if arm != BASELINE
@@ -154,13 +160,12 @@ def findings_of(records: Sequence[Record]) -> Findings:
 
 
 def _check_recipe(record: Record, recipe: Recipe) -> None:
-    for key, expected in recipe.as_dict().items():
-        found = record.recipe.get(key)
-        if key not in EXTENSIBLE and found != expected:
-            raise ValueError(
-                f"record {record.name} was made with {key} = {found!r}, the study's recipe has {expected!r}: "
-                "runs of two recipes cannot be compared; move it away and run `torchcbl compare` again"
-            )
+    differing = differences(record.recipe, recipe)
+    if differing:
+        raise ValueError(
+            f"record {record.name} was made with another recipe than the study's: {'; '.join(differing)}. Runs of two "
+            "recipes cannot be compared; move it away and run `torchcbl compare` again"
+        )
 
 
 def _count(number: int, noun: str) -> str:

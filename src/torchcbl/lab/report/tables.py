@@ -53,7 +53,7 @@ class Table:
 
 def results(findings: Findings) -> Table:
     """Table 1's form: test accuracy of every run, then mean and sample deviation."""
-    images = findings.records[0].test.n
+    samples = findings.records[0].test.n
     rows = []
     for arm in findings.arms:
         scores, runs = findings.scores(arm), findings.runs(arm)
@@ -63,7 +63,7 @@ def results(findings: Findings) -> Table:
         summary = findings.summaries[arm]
         rows.append((arm, *cells, spread(summary), str(summary.n), ", ".join(devices), f"{seconds:.0f}"))
     return Table(
-        f"Test accuracy (%) on {images:,} images; {findings.label}",
+        f"Test accuracy (%) on {samples:,} {findings.source.noun}s; {findings.label}",
         (
             "Model",
             *(f"Seed {seed}" for seed in findings.seeds),
