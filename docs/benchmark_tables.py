@@ -87,7 +87,25 @@ def solver_table(case: str, backward: bool, rows: list[Record]) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[Record], str]] = {"memory": memory, "solvers": solvers}
+def gradients(record: Record) -> str:
+    """Write the bias of each rule, by rate."""
+    rates = sorted({row["rate"] for row in record["rows"]})
+    cells: dict[str, dict[float, Record]] = {}
+    for row in record["rows"]:
+        cells.setdefault(row["rule"], {})[row["rate"]] = row
+    lines = [
+        f"Distance from the gradient of the fixed point by its size, {record['rows'][0]['n']} samples, float64:",
+        "",
+        "| rule | steps differentiated | " + " | ".join(f"bias, rho = {rate:g} | cosine" for rate in rates) + " |",
+        "|---|--:" + "|--:|--:" * len(rates) + "|",
+    ]
+    for rule, own in cells.items():
+        numbers = " | ".join(f"{own[rate]['bias']:.1e} | {own[rate]['cosine']:.4f}" for rate in rates)
+        lines.append(f"| `{rule}` | {own[rates[0]]['differentiated_steps']} | {numbers} |")
+    return "\n".join([*lines, "", origin(record)])
+
+
+TABLES: dict[str, Callable[[Record], str]] = {"memory": memory, "gradients": gradients, "solvers": solvers}
 
 
 def filled(text: str) -> str:
