@@ -184,7 +184,8 @@ def _spread(adapter: nn.Module, shape: Shape, context: Shape) -> float:
         return sqrt(prod(positions))
     if list(context[1:-1]) != positions:
         raise NoBoundError(
-            f"the context's positions {tuple(context[1:-1])} are resized to those of '{_place(adapter)}'"
+            f"the context's positions {tuple(context[1:-1])} are resized to those of '{_place(adapter)}': "
+            "use Context(per='sample')"
         )
     return 1.0
 

@@ -63,7 +63,7 @@ class Certifier:
         self.shapes = self.recorded.shapes
         for name in (*(node.name for node in self.site_of), self.source):
             if name not in self.recorded.rows:
-                raise NoBoundError(f"'{name}' is not one tensor with the batch on its first axis")
+                raise NoBoundError(f"'{name}' is not one tensor with the batch on its first axis: choose one that is")
 
     def _output(self) -> str:
         """The name of the node that is y."""
@@ -143,7 +143,7 @@ class Certifier:
         if node.name in self.recorded.plain and (name in _OF_FORM or not moves):
             return Reach.unknown()
         if moves and node.name not in self.recorded.floating and name not in _SEVERAL:
-            raise NoBoundError(f"no bound is known for {name}")
+            raise NoBoundError(f"'{name}' returns other things than one tensor of numbers: {_ABOVE}")
 
         def operand(used: fx.Node) -> object:
             if used.name in self.recorded.plain:
@@ -160,11 +160,14 @@ class Certifier:
     def _module(self, name: str, args: Sequence[object], kwargs: Mapping[str, object], after: Shape) -> Reach:
         module = self.cut.modules[name]
         if len(args) != 1 or kwargs or not isinstance(args[0], Operand) or args[0].shape is None:
-            raise NoBoundError(f"'{name}' takes several arguments")
+            raise NoBoundError(f"'{name}' takes several arguments: {_ABOVE}")
         reach, before = args[0].reach, args[0].shape
         if isinstance(module, _BatchNorm):
             return through_batch_norm(module, reach, self._variance(name, module))
-        return through(module, reach, before, after)
+        try:
+            return through(module, reach, before, after)
+        except NoBoundError as error:
+            raise NoBoundError(f"{error} ('{name}'): {_ABOVE}") from error
 
     def _variance(self, name: str, norm: _BatchNorm) -> Tensor | None:
         """The running variance that a batch norm divides by at step T."""
@@ -181,6 +184,7 @@ _OF_FORM = ("size", "dim", "numel", "ndimension", "getattr", "is_floating_point"
 """Questions about a tensor whose answers do not depend on its values."""
 
 
+_ABOVE = "put the sites above it"
 _SEVERAL = ("chunk", "split", "unbind")
 """Functions that return several parts of one tensor."""
 

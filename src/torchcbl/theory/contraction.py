@@ -46,7 +46,8 @@ class Contraction:
         status: Whether the fixed point was found, (B,), by `Status`; where it was not, norms, radii, eigenvalues and
             the asymptotic rate are NaN.
         fixed_point: That point, (B, N).
-        lengths: ||s_{t+1} - s_t|| of the loop as it runs, (K, B).
+        lengths: ||s_{t+1} - s_t|| of the loop as it runs, (K, B); where that is not Eq. 11's iteration (`reason` says
+            so), s has y or z besides the hidden states here and in `errors`.
         errors: ||s_{t+1} - s*||, (K, B).
     """
 
@@ -180,12 +181,14 @@ def contraction(
     with opened(net, call) as space, torch.no_grad():
         run = iterate(FunctionMap(space.step, space.start.shape), space.start, space.start, Picard(), Never(), steps)
         found = _polish(space, run)
-        point = found.value
-        status = torch.where(found.status == Status.converged, found.status, run.status)
+        settled = found.status == Status.converged
+        only_run = ~settled & (run.status == Status.converged)
+        point = torch.where(only_run[:, None], run.value, found.value)
+        status = torch.where(settled, found.status, run.status)
         there = torch.where((status == Status.converged)[:, None], point, torch.nan)
-        spectral = spectrum(space.undamped, there, exact_up_to, iterations)
+        spectral = spectrum(space.undamped, space.states(there), exact_up_to, iterations)
         eigenvalues = spectral.eigenvalues
-        if space.carries_hidden:  # z has fewer numbers than h: F has a kernel, of which damping leaves alpha
+        if space.has_kernel and not spectral.exact:  # of which damping leaves alpha, and which Arnoldi may not find
             eigenvalues = torch.cat([eigenvalues, 0 * eigenvalues[:, :1]], dim=1)
         own = spectrum(space.step, there, exact_up_to, iterations).radius if space.departure else None
         certified, reason = _certify(net, space, call)
@@ -201,7 +204,7 @@ def contraction(
             space=space.name,
             size=space.size,
             status=status,
-            fixed_point=point,
+            fixed_point=space.states(point),
             lengths=torch.stack(run.moved),
             errors=_errors(space, point, steps),
         )
@@ -211,9 +214,10 @@ def _polish(space: Space, run: Trace) -> Trace:
     """Go from the last iterate to the fixed point; from the start where there is no such iterate."""
     went = (run.status == Status.diverged) | ~run.value.isfinite().all(dim=1)
     start = torch.where(went[:, None], space.start, run.value)
-    solver: Solver = Newton() if space.size <= _NEWTON_UP_TO else Anderson(memory=10)
+    g, alpha = (space.step, 0.0) if space.departure else (space.undamped, space.alpha)  # a damped step hides residuals
+    solver: Solver = Newton() if start.shape[1] <= _NEWTON_UP_TO else Anderson(memory=10, damping=alpha)
     tolerance = Tolerance(max(50 * torch.finfo(start.dtype).eps, 1e-12))
-    return iterate(FunctionMap(space.step, start.shape), start, start, solver, tolerance, 100, compact=False)
+    return iterate(FunctionMap(g, start.shape), start, start, solver, tolerance, 100, compact=False)
 
 
 def _errors(space: Space, point: Tensor, steps: int) -> Tensor:

@@ -26,7 +26,8 @@ class Recommendation:
     Args:
         alpha: Weight of the OLD state with the smallest asymptotic rate for the slowest sample: as `Picard(damping=
             alpha)`, or as the loop's own alpha if it has one site. None where no damping makes the loop settle.
-        steps: T after which every relative residual is below the tolerance, at that rate. None likewise.
+        steps: T after which every relative residual is below the tolerance, at that rate. None likewise, and where a
+            fixed point is 0.
         rate: The asymptotic rate of the slowest sample with that alpha.
         certified_steps: T after which every error ||s_T - s*|| is certainly below the tolerance times ||s*||; None
             where nothing below 1 is certified.
@@ -48,6 +49,8 @@ class Recommendation:
                 f"no damping makes every sample settle ({why}): use solver='newton', 'anderson' or 'broyden', "
                 "or make_contractive"
             )
+        if self.steps is None:
+            return f"alpha = {self.alpha:.2g} at rate {self.rate:.3g}; a fixed point is 0, which nothing is relative to"
         certain = "" if self.certified_steps is None else f"; certified: error below it after {self.certified_steps}"
         return (
             f"alpha = {self.alpha:.2g}, T = {self.steps}: relative residual below {self.tolerance:g} at rate "
@@ -93,6 +96,8 @@ def recommend(report: Contraction, tolerance: float) -> Recommendation:
     scale = (1.0 - alpha) / (1.0 - report.alpha) if report.alpha < 1.0 else 1.0
     first, size = report.lengths[0] * scale, report.fixed_point.norm(dim=1)
     start = float(torch.where(first == 0, 0.0, first / size).amax())
+    if start == math.inf:  # the fixed point is 0
+        return Recommendation(alpha, None, rate, None, tolerance)
     steps = 1 + _powers(tolerance / start, rate) if start > 0 else 1
     return Recommendation(alpha, steps, rate, _certified_steps(report, alpha, first, size, tolerance), tolerance)
 

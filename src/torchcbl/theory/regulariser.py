@@ -26,7 +26,7 @@ def jacobian_penalty(
     generator: torch.Generator | None = None,
     **kwargs: object,
 ) -> Tensor:
-    """Estimate ||dG/ds||_F^2 / N at the state after T steps, to be added to a loss.
+    """Estimate ||dG/ds||_F^2 / N at the last of the loop's T steps, to be added to a loss.
 
         L = loss + weight * E_v ||v^T dG/ds||^2 / N,    v ~ N(0, I)             (mean over the batch)
 
@@ -41,8 +41,8 @@ def jacobian_penalty(
         **kwargs: What the loop is called with by keyword.
 
     Returns:
-        The penalty, a scalar with gradients to all that the last step used. It costs T + 1 evaluations without
-        gradients, one with, and a double backward pass for each probe.
+        The penalty, a scalar with gradients to all that the last step used (none under `torch.no_grad`). It costs T
+        evaluations without gradients, one with, and a double backward pass for each probe.
 
     Raises:
         ValueError: `probes` is below 1.
@@ -64,7 +64,9 @@ def jacobian_penalty(
     check_count("jacobian_penalty", "probes", probes)
     call = without_cache(net.backbone, Call(args, kwargs))
     steps = max(1, net.config.steps)
+    wanted = torch.is_grad_enabled()
     with (
+        torch.enable_grad(),
         buffers_kept(net),
         sdpa_kernel(SDPBackend.MATH),
         net.mapped(call) as g,
@@ -80,4 +82,5 @@ def jacobian_penalty(
             (pulled,) = torch.autograd.grad(value, s, v, create_graph=True, allow_unused=True)
             if pulled is not None:
                 total = total + pulled.square().sum()
-        return total / (probes * max(1, value.numel()))
+        penalty = total / (probes * max(1, value.numel()))
+        return penalty if wanted else penalty.detach()

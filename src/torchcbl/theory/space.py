@@ -28,7 +28,8 @@ class Space:
         G(s) = alpha s + (1 - alpha) F(s)                                       (Eq. 11)
 
     With "repropagate" and alpha = 0 a state is what a step hands to the next, y or z. Otherwise it is the hidden states
-    (h^1..h^L) alone, which is where Eq. 11 damps: y and z are computed from them.
+    (h^1..h^L) alone, which is where Eq. 11 damps: y and z are computed from them. Where the loop is not that iteration
+    (`departure`), G acts on what it does hand on, y or z and the hidden states, and F still on the latter alone.
 
     Args:
         g: One call of the loop.
@@ -40,17 +41,19 @@ class Space:
         self.at_step = step
         self.carries_hidden = g.order.carries_hidden(g.alpha)
         self.start = g.prepare()
-        """s_0, (B, N)."""
+        """s_0, what G starts from."""
         solver = g.net.config.settings.solver
-        own = solver.damping if isinstance(solver, Picard) else 0.0
-        self.alpha = g.alpha + own * (1.0 - g.alpha)
+        self.damping = solver.damping if isinstance(solver, Picard) else 0.0
+        self.alpha = g.alpha + self.damping * (1.0 - g.alpha)
         """The weight of the old state, with the damping of the loop's own Picard iteration in it."""
+        self.size = self.start.shape[1]
         if self.carries_hidden:
             self.like = g.first.states
             self.sizes = [prod(h.shape[1:]) for h in self.like]
-            self.start = self._pack(self.like)
+            self.size = sum(self.sizes)
+            if not self.departure:
+                self.start = self._pack(self.like)
         self.name = "h" if self.carries_hidden else "z" if g.in_z else "y"
-        self.size = self.start.shape[1]
 
     @functools.cached_property
     def departure(self) -> str:
@@ -62,6 +65,11 @@ class Space:
                 "with alpha > 0 'repropagate' computes each site from the damped one below it, which is not Eq. 11's "
                 "iteration of one map: use alpha = 0 with Picard(damping=...), or one site"
             )
+        if self.damping > 0:
+            return (
+                "Picard(damping=...) damps the context besides the hidden states, which is not Eq. 11's iteration of "
+                "them: use alpha alone, or damping with schedule='repropagate' and alpha = 0"
+            )
         if not self._output_follows():
             return (
                 "the output of a step depends on more than that step's hidden states, since a path leads past the "
@@ -69,18 +77,17 @@ class Space:
             )
         return ""
 
+    @property
+    def has_kernel(self) -> bool:
+        """Whether F maps some direction to zero for certain: it sees the highest site through fewer numbers."""
+        return self.carries_hidden and self.g.order.name != "literal" and self.sizes[-1] > self.g.sizes[0]
+
+    def states(self, s: Tensor) -> Tensor:
+        """What F acts on, of what G acts on."""
+        return s[:, -self.size :] if self.departure else s
+
     def undamped(self, s: Tensor) -> Tensor:
         """Evaluate F, (B, N) to (B, N)."""
-        return self._step(s, 0.0)
-
-    def step(self, s: Tensor) -> Tensor:
-        """Evaluate the loop's own step G, the damping of its Picard iteration included."""
-        if self.departure:
-            return self._step(s, self.g.alpha)
-        value = self.undamped(s)
-        return torch.lerp(value, s, self.alpha) if self.alpha else value
-
-    def _step(self, s: Tensor, alpha: float) -> Tensor:
         if not self.carries_hidden:
             return self.g(s, self.at_step).value
         g, hidden = self.g, self._unpack(s)
@@ -91,10 +98,17 @@ class Space:
             return new[index]
 
         psi = [functools.partial(refine, index) for index in range(len(g.psi))]
-        made = g.order.step(g.cut, g.first, State(None, None, hidden), self._context(hidden), psi, alpha, self.at_step)
+        g.order.step(g.cut, g.first, State(None, None, hidden), self._context(hidden), psi, 0.0, self.at_step)
         if g.tokens is not None:
             g.tokens.joined = None
-        return self._pack(made.hidden if alpha else [new[index] for index in range(len(psi))])
+        return self._pack([new[index] for index in range(len(psi))])
+
+    def step(self, s: Tensor) -> Tensor:
+        """Evaluate the loop's own step G, the damping of its Picard iteration included."""
+        if self.departure:
+            return torch.lerp(self.g(s, self.at_step).value, s, self.damping)
+        value = self.undamped(s)
+        return torch.lerp(value, s, self.alpha) if self.alpha else value
 
     def _context(self, hidden: Sequence[Tensor]) -> Tensor:
         """Compute the z that belongs to hidden states."""

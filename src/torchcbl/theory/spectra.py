@@ -105,21 +105,27 @@ def _start(s: Tensor) -> Tensor:
 def _golub_kahan(forward: Function, backward: Function, s: Tensor, k: int) -> Tensor:
     """Largest singular value of the k-step bidiagonal matrix of J: never above J's own."""
     right, left, small = [_start(s)], list[Tensor](), s.new_zeros(len(s), k, k + 1)
+    scale = s.new_zeros(len(s))
     for j in range(k):
-        u = _orthogonal(forward(right[j]), left)
+        u = forward(right[j])
+        scale = torch.maximum(scale, u.norm(dim=1))
+        u = _orthogonal(u, left)
         small[:, j, j] = alpha = u.norm(dim=1)
-        left.append(_unit(u, alpha))
-        v = _orthogonal(backward(left[j]), right)
+        left.append(_unit(u, alpha, scale))
+        v = backward(left[j])
+        scale = torch.maximum(scale, v.norm(dim=1))
+        v = _orthogonal(v, right)
         small[:, j, j + 1] = beta = v.norm(dim=1)
-        right.append(_unit(v, beta))
+        right.append(_unit(v, beta, scale))
     return _or_nan(small, lambda safe: largest(torch.linalg.svdvals(safe)))
 
 
 def _arnoldi(forward: Function, s: Tensor, k: int) -> Tensor:
     """Eigenvalues of the k-step Hessenberg matrix of J, (B, k): near J's outermost ones, neither bound."""
-    basis, small = [_start(s)], s.new_zeros(len(s), k, k)
+    basis, small, scale = [_start(s)], s.new_zeros(len(s), k, k), s.new_zeros(len(s))
     for j in range(k):
         w = forward(basis[j])
+        scale = torch.maximum(scale, w.norm(dim=1))
         for _ in range(2):  # twice is enough (Kahan and Parlett)
             for i, q in enumerate(basis):
                 share = (w * q).sum(dim=1)
@@ -128,7 +134,7 @@ def _arnoldi(forward: Function, s: Tensor, k: int) -> Tensor:
         length = w.norm(dim=1)
         if j + 1 < k:
             small[:, j + 1, j] = length
-            basis.append(_unit(w, length))
+            basis.append(_unit(w, length, scale))
     return _or_nan(small, torch.linalg.eigvals)
 
 
@@ -147,8 +153,8 @@ def _orthogonal(v: Tensor, basis: list[Tensor]) -> Tensor:
     return v
 
 
-def _unit(v: Tensor, length: Tensor) -> Tensor:
-    """v / ||v||; zero where it vanishes up to rounding, so that what follows adds nothing."""
-    usable = length > 10 * torch.finfo(v.dtype).eps
+def _unit(v: Tensor, length: Tensor, scale: Tensor) -> Tensor:
+    """v / ||v||; zero where it vanishes up to the rounding of vectors so long, so that what follows adds nothing."""
+    usable = length > 10 * torch.finfo(v.dtype).eps * scale
     unit: Tensor = torch.where(usable[:, None], v / torch.where(usable, length, 1.0)[:, None], 0.0)
     return unit
