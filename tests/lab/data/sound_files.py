@@ -58,7 +58,8 @@ def write_archive(folder: Path, words: tuple[str, ...] = FIVE, *, lists: bool = 
     (folder / "_background_noise_" / "pink.wav").write_bytes(encode_sound(noise_of("pink", 40_000)))
     (folder / "_background_noise_" / "README.md").write_text("noise")
     (folder / "LICENSE").write_text("CC BY 4.0")
-    (folder / words[0] / "._hidden.wav").write_bytes(b"what some systems write beside a file")
+    for hidden in (words[0], "_background_noise_"):
+        (folder / hidden / "._hidden.wav").write_bytes(b"what some systems write beside a file")
     if lists:
         for part, file in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
             chosen = [name for name in names if which_part(name) == part]

@@ -62,7 +62,7 @@ def _list_archive(place: Path, words: tuple[str, ...]) -> Source:
 
     lists = [place / file for file in LISTS.values()]
     stamp = stamp_of([*lists, *(place / name for name in sorted(names))])
-    return Source(place, len(names), stamp, encoded, tuple(sorted((place / NOISE).glob("*.wav"))))
+    return Source(place, len(names), stamp, encoded, tuple(sorted((place / NOISE).glob("[!.]*.wav"))))
 
 
 def _official_parts(place: Path) -> dict[str, str] | None:
@@ -90,7 +90,9 @@ def _list_parquet(place: Path, words: tuple[str, ...]) -> Source:
                 yield from (Encoded(name, part, content) for name, content in _rows(path, words))
 
     total = sum(name.partition("/")[0] in words for name in names)
-    noise = [path for folder in (place, place.parent) for path in sorted((folder / "background_noise").glob("*.flac"))]
+    noise = [
+        path for folder in (place, place.parent) for path in sorted((folder / "background_noise").glob("[!.]*.flac"))
+    ]
     stamp = stamp_of(path for paths in files.values() for path in paths)
     return Source(place, total, stamp, encoded, tuple(noise))
 
