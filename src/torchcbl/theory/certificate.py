@@ -104,14 +104,14 @@ class Certifier:
             if node.op == "output":
                 break
             fixed = self.cut.levels[node] < self.cut.start
-            known[node.name] = self._held(node, known) if fixed else self._moved(node, known)
-            if node in self.site_of:
-                known[node.name] = visit(self.site_of[node], known[node.name], self.shapes[node.name])
+            known[node.name] = raw = self._held(node, known) if fixed else self._computed(node, known)
             for earlier, whole in self.recorded.written.get(node.name, ()):
                 if whole:
-                    known[earlier] = known[node.name]
-                else:
+                    known[earlier] = raw
+                elif raw.moves or (earlier in known and known[earlier].moves):
                     known.pop(earlier, None)
+            if node in self.site_of:
+                known[node.name] = visit(self.site_of[node], raw, self.shapes[node.name])
         return self._of(self.source, known)
 
     def _of(self, name: str, known: Mapping[str, Reach]) -> Reach:
@@ -129,20 +129,24 @@ class Certifier:
             if value is None:
                 return Reach.unknown()
             return Reach.constant(value, per_sample=value.ndim > 1 and node.name in self.recorded.rows)
+        return self._computed(node, known)
+
+    def _computed(self, node: fx.Node, known: Mapping[str, Reach]) -> Reach:
+        """Bound what a node computes; what does not depend on the state needs no rule."""
+        if node.op in ("placeholder", "get_attr"):
+            return Reach.unknown()
+        if any(self._of(used.name, known).moves for used in node.all_input_nodes):
+            return self._moved(node, known)
         try:
             return self._moved(node, known)
         except NoBoundError:
             return Reach.unknown()
 
     def _moved(self, node: fx.Node, known: Mapping[str, Reach]) -> Reach:
-        """Bound what a node computes."""
-        if node.op in ("placeholder", "get_attr"):
-            return Reach.unknown()
-        moves = any(self._of(used.name, known).moves for used in node.all_input_nodes)
         name = _name(node)
-        if node.name in self.recorded.plain and (name in _OF_FORM or not moves):
+        if node.name in self.recorded.plain and name in _OF_FORM:
             return Reach.unknown()
-        if moves and node.name not in self.recorded.floating and name not in _SEVERAL:
+        if node.name not in self.recorded.floating and name not in _SEVERAL:
             raise NoBoundError(f"'{name}' returns other things than one tensor of numbers: {_ABOVE}")
 
         def operand(used: fx.Node) -> object:
