@@ -127,6 +127,11 @@ def test_any_size(root: Path, size: tuple[int, int] | int) -> None:
     assert tuple(images.shape) == (4, 3, *((size, size) if isinstance(size, int) else size))
 
 
+def test_an_image_of_the_right_size_stays_as_it_is(root: Path) -> None:
+    path = put(root / "a.png", encode(pixels_of("wide", 6, 10)))
+    assert np.array_equal(read_image(path, (6, 10)), pixels_of("wide", 6, 10))
+
+
 def test_shrinking_averages(root: Path) -> None:
     """A fine chequerboard becomes grey; picking single pixels would keep it black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from sound_files import encode_sound, noise_of, tone
 
 from torchcbl.lab.data.sound import UNKNOWN_SIZE, DamagedSound, fit_length, read_sound
@@ -94,6 +95,8 @@ def test_chunks_before_and_after_the_sound_are_passed_over() -> None:
     content = whole[:36] + extra + whole[36:] + extra
     content = content[:4] + struct.pack("<I", len(content) - 8) + content[8:]
     assert np.array_equal(read_sound(content), noise_of("chunks", 500))
+    with pytest.raises(DamagedSound, match="it was cut short: 986 of 1,000 bytes of sound are there"):
+        read_sound(content[: -len(extra) - 14])
 
 
 @pytest.mark.parametrize("content", [b"", b"hello" * 100, bytes(5000)])
@@ -107,6 +110,12 @@ def test_a_flac_damaged_in_the_middle() -> None:
     content[len(content) // 2] ^= 1
     with pytest.raises(DamagedSound, match="it is no sound that can be decoded"):
         read_sound(bytes(content))
+
+
+def test_a_decoder_that_stops_early_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile.SoundFile, "frames", property(lambda file: 17_000))
+    with pytest.raises(DamagedSound, match="it was cut short: 16,000 of 17,000 samples can be read"):
+        read_sound(encode_sound(noise_of("early"), kind="FLAC"))
 
 
 def test_nothing_in_it() -> None:

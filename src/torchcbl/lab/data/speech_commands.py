@@ -128,7 +128,7 @@ def load_speech_commands(
     check_damaged(damaged)
     source = list_speech_commands(find_speech_commands(folder, progress=progress), words)
     job = Job(
-        source.place, ",".join(sorted(words)), f"{','.join(words)}|{source.stamp}", source.encoded, source.total,
+        source.place, ",".join(sorted(words)), source.stamp, source.encoded, source.total,
         SAMPLE_RATE, damaged,
     )  # fmt: skip
     waveforms = decoded_waveforms(job, progress)
