@@ -10,6 +10,7 @@ import torchcbl as cbl
 from backbones import ResidualCnn
 from subject import awaken
 from torchcbl.adapters import Adapter
+from torchcbl.halting import Never
 from torchcbl.lab.networks import StandardCNN
 from torchcbl.solvers import Picard
 
@@ -203,6 +204,79 @@ def test_a_loop_that_runs_away_is_measured_where_its_fixed_point_is() -> None:
     assert (report.status == cbl.Status.converged).all()
     assert (report.spectral_radius > 1).all()
     torch.testing.assert_close(net.refine(x, steps=9, solver="newton").output, report.fixed_point, rtol=0, atol=1e-8)
+
+
+class Skipping(nn.Module):
+    """A skip leads past the upper site, so that a synchronous step reads older states than those it hands on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        return self.head(self.b(a) + a)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha": 0.4}, {"alpha": 0.2, "solver": Picard(0.3)}])
+def test_a_loop_that_is_no_plain_damping_is_measured_as_it_runs(options: dict[str, object]) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(3, 4).double()
+    net = awaken(cbl.ContextLoop(Skipping().double(), ["a", "b"], x, "additive", schedule="synchronous", **options))  # type: ignore[arg-type]
+    with torch.no_grad():
+        net.context.map.weight.mul_(2.0)  # type: ignore[operator,union-attr]
+    report = cbl.contraction(net, x, steps=200)
+    moved = net.refine(x, steps=200, halting=Never()).path.moved
+    true = (moved[-1] / moved[-11]) ** 0.1
+    assert report.certified is None
+    assert report.fixed_point.shape == (3, 10)
+    torch.testing.assert_close(report.asymptotic_rate, true, rtol=1e-3, atol=0)
+
+
+def test_damping_of_hidden_states_by_the_solver_is_no_iteration_of_them() -> None:
+    net, x, _ = linear_loop(alpha=0.3, solver=Picard(0.5))
+    report = cbl.contraction(net, x)
+    assert report.certified is None
+    assert "damps the context besides the hidden states" in report.reason
+
+
+def test_hidden_states_of_fewer_numbers_than_y_have_no_kernel() -> None:
+    torch.manual_seed(0)
+    backbone, x = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 5)).double(), torch.randn(3, 4).double()
+    net = awaken(cbl.ContextLoop(backbone, "0", x, "additive", alpha=0.5, context=cbl.Context(dim=16)))
+    report = cbl.contraction(net, x)
+    assert report.eigenvalues.shape == (3, 2)
+    assert (report.asymptotic_rate != 0.5).all()
+
+
+def test_strong_damping_hides_no_residual() -> None:
+    net, x, _ = linear_loop(alpha=0.999)
+    exact = cbl.contraction(net, x).fixed_point
+    found = cbl.contraction(net.float(), x.float()).fixed_point
+    assert float((found - exact).norm() / exact.norm()) < 2e-6
+
+
+@pytest.mark.parametrize("adapter", ["film", "gate", "additive"])
+def test_a_sample_that_is_not_finite_is_told_apart(adapter: str) -> None:
+    torch.manual_seed(0)
+    backbone, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), torch.randn(4, 4)
+    net = awaken(cbl.ContextLoop(backbone, "0", x, adapter))
+    x[2] = torch.nan
+    report, others = cbl.contraction(net, x, steps=5), cbl.contraction(net, x[[0, 1, 3]], steps=5)
+    assert report.certified is not None
+    assert others.certified is not None
+    torch.testing.assert_close(report.certified[[0, 1, 3]], others.certified)
+    assert report.spectral_norm.isnan().tolist() == [False, False, True, False]
+    backbone[1].weight.data[0, 0] = torch.nan
+    assert cbl.contraction(net, x, steps=2).reason == "a weight is not finite ('1'): put the sites above it"
+
+
+def test_inference_mode() -> None:
+    net, x, _ = linear_loop()
+    expected = cbl.contraction(net, x)
+    with torch.inference_mode():
+        found = cbl.contraction(net, x.clone())
+    torch.testing.assert_close(found.spectral_norm, expected.spectral_norm)
 
 
 def test_numbers_are_checked() -> None:

@@ -173,6 +173,55 @@ def test_dropout_in_training_counts() -> None:
         net.train(mode)(x)
         limits.append(net.adapters["0"].up.limit)  # type: ignore[union-attr]
     assert limits[0] == pytest.approx(limits[1] / 2**0.5)
+    backbone[1].p = 0.75  # type: ignore[assignment]
+    net.train()(x)
+    assert net.adapters["0"].up.limit == pytest.approx(limits[1] / 2)  # type: ignore[union-attr]
+
+
+def limits_of(net: cbl.ContextLoop) -> list[float]:
+    return [module.limit for module in net.adapters.modules() if isinstance(module, BoundedLinear)]
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}], ids=["foreach", "fused"])
+def test_steps_that_versions_do_not_show_are_followed(options: dict[str, bool]) -> None:
+    net = build("additive").train()
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.05, **options)  # type: ignore[arg-type]
+    net(X).sum().backward()
+    before = limits_of(net)
+    optimiser.step()
+    net(X)
+    assert limits_of(net) != before
+
+
+def test_a_variance_that_a_sum_would_hide_is_followed() -> None:
+    net = build("concat").float()
+    norm = next(m for m in net.backbone.block3.modules() if isinstance(m, nn.BatchNorm2d))  # type: ignore[union-attr]
+    for small in (1e-2, 1e-5):
+        with torch.no_grad():
+            assert norm.running_var is not None
+            norm.running_var.fill_(1e6)[0] = small
+        net(X.float())
+        report = cbl.contraction(net, X.float(), steps=2)
+        assert report.certified is not None
+        assert (report.certified <= 0.8).all()
+
+
+def test_batch_norm_that_starts_to_train_is_refused() -> None:
+    torch.manual_seed(0)
+    net = cbl.make_contractive(cbl.ContextLoop(cnn(), "block2", X, "additive", step_norm="shared").eval())
+    net(X)
+    net.backbone.train()
+    with pytest.raises(ValueError, match="batch norm with step_norm='shared' makes each step another"):
+        net(X)
+    net.freeze_backbone().train()(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_rounds_within_the_bound(dtype: torch.dtype) -> None:
+    net = build("concat").to(dtype)
+    report = cbl.contraction(net, X.to(dtype), steps=2)
+    assert report.certified is not None
+    assert (report.certified <= 0.8).all()
 
 
 def test_copies_pickles_and_saves_keep_it(tmp_path: Path) -> None:

@@ -84,6 +84,30 @@ def test_nothing_fed_back_settles_at_once() -> None:
     assert (advice.alpha, advice.steps, advice.certified_steps) == (0.0, 1, 1)
 
 
+def test_nothing_is_relative_to_a_fixed_point_of_zero() -> None:
+    net, _ = swinging(0.5)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim == 1:
+                parameter.zero_()
+        net.backbone[0].weight.zero_()  # type: ignore[index,union-attr,operator]
+        net.adapters["0"].up.bias.fill_(1.0)  # type: ignore[union-attr,operator]
+        net.backbone[1].bias.copy_(-net.backbone[1].weight.sum(dim=1))  # type: ignore[index,union-attr,operator]
+    report = cbl.contraction(net, torch.zeros(2, 3).double())
+    assert float(report.fixed_point.abs().max()) == 0.0
+    assert float(report.lengths[0].min()) > 0.0
+    advice = report.recommend()
+    assert (advice.steps, advice.certified_steps) == (None, None)
+    assert "a fixed point is 0, which nothing is relative to" in str(advice)
+
+
+def test_the_penalty_without_gradients_is_a_number() -> None:
+    net, x = swinging(0.9)
+    with torch.no_grad():
+        assert not jacobian_penalty(net, x).requires_grad
+    assert jacobian_penalty(net, x).requires_grad
+
+
 def test_the_penalty_is_the_frobenius_norm() -> None:
     net, x = swinging(0.9)
     matrix = net.context.map.weight.detach()

@@ -50,6 +50,14 @@ def test_low_rank_is_found_at_once_and_rounding_adds_nothing() -> None:
     torch.testing.assert_close(found.radius, torch.linalg.eigvals(a).abs().amax(1), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_is_that_of_the_matrix(scale: float, dtype: torch.dtype) -> None:
+    a = scale * matrices(50)
+    found = spectrum(apply(a.to(dtype)), torch.zeros(4, 50, dtype=dtype), exact_up_to=3, iterations=40)
+    torch.testing.assert_close(found.norm.double(), torch.linalg.matrix_norm(a, ord=2), rtol=1e-5, atol=0)
+
+
 def test_without_forward_mode_and_without_a_graph() -> None:
     class Double(torch.autograd.Function):
         @staticmethod
