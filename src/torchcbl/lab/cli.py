@@ -100,6 +100,34 @@ def stability(options: argparse.Namespace) -> int:
     return 0
 
 
+def listen(options: argparse.Namespace) -> int:
+    """Print what a run hears in a recording."""
+    from torchcbl.lab import listen as ears
+
+    if (options.file is None) == (options.microphone is None):
+        raise ValueError("name a sound file, or --microphone SECONDS to record one: one of the two")
+    if options.file is not None:
+        heard = ears.listen(options.run, options.file)
+    else:
+        recogniser = ears.load_recogniser(options.run)
+        print(f"recording {options.microphone:g} s: speak now", flush=True)
+        samples = ears.record(options.microphone)
+        heard = ears.hear(recogniser, samples, ears.num_samples_of(options.run, recogniser))
+    print(heard.describe())
+    return 0
+
+
+def robustness(options: argparse.Namespace) -> int:
+    """Measure a study's runs in background noise, and write the page."""
+    from torchcbl.lab.report.robustness import summary, write_robustness
+    from torchcbl.lab.robustness import measure
+
+    found = measure(options.folder, _own_data(options.data)[1], lambda text: print(text, flush=True))
+    page = write_robustness(found, options.folder)
+    print(f"\n{summary(found)}\n\npage: {page}")
+    return 0
+
+
 def _report(out: Path) -> None:
     from torchcbl.lab.records import read_records
     from torchcbl.lab.report import build_report, table
@@ -152,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"torchcbl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compare, _add_report, _add_sites, _add_audit, _add_stability):
+    for add in (_add_compare, _add_report, _add_sites, _add_audit, _add_stability, _add_robustness, _add_listen):
         add(commands)
     return parser
 
@@ -260,3 +288,34 @@ def _add_stability(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="validation samples (default: 256)")
     parser.add_argument("--steps", type=int, default=64, metavar="N", help="how far the loop is run (default: 64)")
+
+
+def _add_robustness(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands,
+        "robustness",
+        "Measure the finished runs of a study on sound in background noise.\n\n"
+        "Accuracy by signal-to-noise ratio, arm and step, with intervals over the seeds. Every run meets the same\n"
+        "noise. Writes robustness.html and robustness/<run>.json into the study's folder; runs already measured are\n"
+        "not measured again.",
+        "  torchcbl robustness runs/speech-five-words",
+    )
+    parser.set_defaults(command=robustness)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
+    parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
+
+
+def _add_listen(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        commands,
+        "listen",
+        "Say what a finished run hears in a recording: its top words at every step, and when its answer changed.",
+        "  torchcbl listen runs/speech-five-words/runs/cbl-seed0 yes.wav\n"
+        "  torchcbl listen runs/speech-five-words/runs/cbl-seed0 --microphone 2",
+    )
+    parser.set_defaults(command=listen)
+    parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a wav or flac file")
+    parser.add_argument(
+        "--microphone", type=float, metavar="SECONDS", help="record so long (pip install 'torchcbl[microphone]')"
+    )

@@ -72,7 +72,7 @@ class TestRecord:
         """Mean over the classes of the fraction classified rightly, per step tau: each class counts alike."""
         if self.confusion is None:
             return None
-        return tuple(_mean_recall(matrix) for matrix in self.confusion)
+        return tuple(mean_recall(matrix) for matrix in self.confusion)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,13 @@ def _check_confusion(confusion: tuple[Matrix, ...], steps: int, n: int) -> None:
         )
 
 
-def _mean_recall(matrix: Matrix) -> float:
+def mean_recall(matrix: Matrix) -> float:
+    """Average over the classes what fraction of each was taken for itself; classes without samples are left out.
+
+    Example:
+        >>> mean_recall(((8, 0), (1, 1)))
+        0.75
+    """
     recalls = [row[index] / sum(row) for index, row in enumerate(matrix) if sum(row)]
     return math.fsum(recalls) / len(recalls)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchcbl.lab.records import mean_recall
+
 
 class Scores:
     """Sum up cross entropy and answers by class per step tau; nothing leaves the device until it is asked for.
@@ -59,3 +61,8 @@ class Scores:
         """How many samples of each class (row) were taken for each class (column), per step tau."""
         assert self._counts is not None
         return tuple(tuple(tuple(row) for row in matrix) for matrix in self._counts.tolist())
+
+    @property
+    def balanced_accuracy(self) -> tuple[float, ...]:
+        """Mean over the classes of the fraction of right answers, per step tau; classes without samples left out."""
+        return tuple(mean_recall(matrix) for matrix in self.confusion)

@@ -246,16 +246,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """Return Student's 95% interval of the mean; None without spread or with one value.
+
+    Args:
+        values: One number per run, at least one.
+
+    Example:
+        >>> print(t_interval([1.0, 2.0, 3.0]))
+        -0.48 to 4.48
+    """
+    numbers = np.asarray(values, dtype=float)
+    if numbers.size < 2 or np.ptp(numbers) == 0:
+        return None
+    mean, std = float(numbers.mean()), float(numbers.std(ddof=1))
+    margin = float(stats.t.ppf(0.975, numbers.size - 1)) * std / math.sqrt(numbers.size)
+    return Interval(mean - margin, mean + margin)
+
+
 def _with_t(result: Comparison, differences: NDArray[np.float64]) -> Comparison:
     n = differences.size
-    if n < 2 or np.ptp(differences) == 0:
+    interval = t_interval(differences.tolist())
+    if interval is None:
         return result  # no spread to hold the mean against
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
-    margin = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
     test = stats.ttest_1samp(differences, 0.0)
     return replace(
         result,
-        t_interval=Interval(mean - margin, mean + margin),
+        t_interval=interval,
         t_test=TTest(float(test.statistic), n - 1, float(test.pvalue)),
         p_holm=float(test.pvalue),
         d_z=mean / std,

@@ -84,4 +84,6 @@ def _markdown(findings: Findings) -> str:
     ]
     if findings.comparisons:
         parts.append(tables.differences(findings).as_markdown())
+    if findings.has_confusion:
+        parts.append(tables.balanced(findings).as_markdown())
     return "\n".join(parts)

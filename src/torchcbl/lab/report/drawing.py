@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,13 @@ def canvas(height: float = 3.5) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.8, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
+
+
+def grid(rows: int, columns: int, panel: float) -> tuple[Figure, Sequence[Sequence[Axes]]]:
+    """Make a figure with rows x columns axes of so many inches."""
+    figure = Figure(figsize=(panel * columns + 0.6, panel * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)  # type: ignore[return-value]
 
 
 def title(axes: Axes, what: str, finding: str) -> None:

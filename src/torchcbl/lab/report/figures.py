@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from torchcbl.lab.recipe import ARM_NAMES
 from torchcbl.lab.records import EpochRecord
+from torchcbl.lab.report.confusion import draw_confusion
 from torchcbl.lab.report.drawing import INK, MARKERS, PALETTE, canvas, legend, styled, title
 from torchcbl.lab.report.findings import BASELINE, Findings
 from torchcbl.lab.statistics import Comparison
@@ -24,7 +25,8 @@ def draw(findings: Findings) -> dict[str, Figure]:
     """Draw all figures of a study.
 
     Returns:
-        Figures by the name of their file; without paired runs there is no figure of differences.
+        Figures by the name of their file; without paired runs there is none of differences, and in studies of earlier
+        versions none of confusion.
     """
     with styled():
         figures = {
@@ -34,17 +36,20 @@ def draw(findings: Findings) -> dict[str, Figure]:
         }
         if any(comparison.n for comparison in findings.comparisons):
             figures["paired_differences"] = _differences(findings)
+        if findings.has_confusion:
+            figures["confusion"] = draw_confusion(findings)
     return figures
 
 
 def colour(arm: str) -> str:
     """Return the colour of an arm, the same in every figure of every study."""
-    return PALETTE[_index(arm)]
+    return PALETTE[place(arm)]
 
 
-def _index(arm: str) -> int:
-    place = ARM_NAMES.index(arm) if arm in ARM_NAMES else sum(arm.encode())
-    return place % len(PALETTE)
+def place(arm: str) -> int:
+    """Return where an arm stands in palette and markers."""
+    index = ARM_NAMES.index(arm) if arm in ARM_NAMES else sum(arm.encode())
+    return index % len(PALETTE)
 
 
 def _learning(findings: Findings, what: str) -> Figure:
@@ -76,7 +81,7 @@ def _read_accuracy(epoch: EpochRecord) -> float:
 
 def _plot_runs(axes: Axes, arm: str, x: Curve, curves: Curve) -> float:
     """Draw all runs thin, their mean thick (it breaks off where a run is not finite); return its end."""
-    marker = MARKERS[_index(arm)]
+    marker = MARKERS[place(arm)]
     mean = curves.mean(axis=0)
     for curve in curves if len(curves) > 1 else ():
         axes.plot(x, curve, color=colour(arm), linewidth=0.8, alpha=0.45, marker="." if x.size == 1 else "")
@@ -88,7 +93,7 @@ def _plot_runs(axes: Axes, arm: str, x: Curve, curves: Curve) -> float:
         linewidth=2.2,
         marker=marker,
         markersize=5,
-        markevery=(_index(arm) % gap, gap),
+        markevery=(place(arm) % gap, gap),
         label=f"{arm}, n = {len(curves)}",
     )
     return float(mean[-1])
@@ -153,7 +158,7 @@ def _shown(comparisons: Sequence[Comparison]) -> str:
 
 def _plot_difference(axes: Axes, row: int, comparison: Comparison) -> None:
     arm, n = comparison.treatment, comparison.n
-    marker = MARKERS[_index(arm)]
+    marker = MARKERS[place(arm)]
     heights = row + 0.12 + 0.12 * (np.arange(n) % 2)  # two levels, so that near-equal runs stay apart
     axes.scatter(comparison.differences, heights, color=colour(arm), marker=marker, alpha=0.55, s=26)
     mean = float(np.mean(comparison.differences))

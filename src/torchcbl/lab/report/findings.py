@@ -92,6 +92,18 @@ class Findings:
         return label
 
     @property
+    def has_confusion(self) -> bool:
+        """Whether every record has it; those of earlier versions have not."""
+        return all(record.test.confusion is not None for record in self.records)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; numbers where the records have no names."""
+        record = self.records[0]
+        size = len(record.test.confusion[0]) if record.test.confusion else 0
+        return record.classes or tuple(map(str, range(size)))
+
+    @property
     def source(self) -> Source:
         """What the data are."""
         return SOURCES[self.recipe.data]

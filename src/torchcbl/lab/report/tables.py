@@ -105,13 +105,29 @@ def by_step(findings: Findings) -> Table:
     )
 
 
+def balanced(findings: Findings) -> Table:
+    """Balanced test accuracy after every refinement step; the records must have the confusion."""
+    steps = max(len(record.test.accuracy) for record in findings.records)
+    rows = []
+    for arm in findings.arms:
+        values = [run.test.balanced_accuracy or () for run in findings.runs(arm)]
+        present = range(min(map(len, values)))
+        cells = [spread(summarise([100 * value[step] for value in values])) for step in present]
+        rows.append((arm, *cells, *[NONE] * (steps - len(cells))))
+    return Table(
+        "Balanced test accuracy (%), each class counting alike, by step τ: mean ± sample deviation over the seeds",
+        ("Model", *(f"τ = {step}" for step in range(steps))),
+        tuple(rows),
+    )
+
+
 def cost(findings: Findings) -> Table:
     """What every arm costs: parameters, FLOPs per image, training seconds, and ratios to the baseline."""
     header = (
         "Model|Parameters|of these added|MFLOPs, first pass|per further step|whole answer|ratio|Training seconds|ratio"
     )
     return Table(
-        f"Cost per image and per run; ratios to {BASELINE}",
+        f"Cost per {findings.source.noun} and per run; ratios to {BASELINE}",
         tuple(header.split("|")),
         tuple(_cost_row(findings, arm) for arm in findings.arms),
     )

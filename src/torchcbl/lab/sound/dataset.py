@@ -113,9 +113,19 @@ def load_sound(recipe: Recipe, folder: Path | None = None, progress: Progress = 
         parts, classes, recordings = three_parts(own, recipe.validation_size), own.classes, {}
     if recipe.noise and not recordings:
         raise ValueError(f"noise = {recipe.noise} needs recordings of noise, which these data have not: set noise=0.")
+    mixer = training_noise(recordings, recipe.noise) if recipe.noise else None
     front_end = MelFrontEnd()
     clips = dict(zip(PARTS, parts, strict=True))
     features = {part: features_on_disk(some, front_end, progress) for part, some in clips.items()}
     front_end.fit(features["train"])
-    mixer = NoiseMixer(recordings, share=recipe.noise) if recipe.noise else None
     return SoundDataset(clips, features, front_end, classes, recordings, recipe.masking, mixer)
+
+
+def training_noise(recordings: dict[str, NDArray[np.int16]], share: float) -> NoiseMixer:
+    """The first half of each recording: training never hears the noise that robustness is measured with."""
+    return NoiseMixer(recordings, share=share).split()[0]
+
+
+def testing_noise(recordings: dict[str, NDArray[np.int16]]) -> NoiseMixer:
+    """The second half of each recording."""
+    return NoiseMixer(recordings).split()[1]

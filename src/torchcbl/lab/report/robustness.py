@@ -1,0 +1,151 @@
+"""The robustness page of a study on sound: accuracy by signal-to-noise ratio, arm and step."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from torchcbl.files import write_atomically
+from torchcbl.lab.report.drawing import MARKERS, canvas, legend, styled, title
+from torchcbl.lab.report.figures import colour, place
+from torchcbl.lab.report.findings import BASELINE
+from torchcbl.lab.report.shell import captioned, paragraphs, write_page
+from torchcbl.lab.report.tables import NONE, Table, spread
+from torchcbl.lab.robustness import NoisyRun, Robustness
+from torchcbl.lab.sources import SOURCES
+from torchcbl.lab.statistics import Comparison, compare, summarise, t_interval
+
+
+def write_robustness(found: Robustness, folder: Path) -> Path:
+    """Write `robustness.html` and `robustness.md` into the study's folder and return the page's path.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    page = folder / "robustness.html"
+    write_atomically(folder / "robustness.md", "\n".join(table.as_markdown() for table in tables(found)))
+    write_atomically(page, render(found))
+    return page
+
+
+def summary(found: Robustness) -> str:
+    """Write tables and sentences as plain text."""
+    return "\n\n".join([*(table.as_text() for table in tables(found)), *sentences(found)])
+
+
+def tables(found: Robustness) -> list[Table]:
+    """Accuracy by arm, step and ratio; and differences to the baseline."""
+    ratios, note = _ratios(found), SOURCES[found.recipe.data].note
+    about = f"{found.recipe.name}; {note}" if note else found.recipe.name
+    what = f"Test accuracy (%) on {found.runs[0].n:,} clips by signal-to-noise ratio; {about}"
+    rows = [
+        (f"{arm}, τ = {step}", *(_cell(found, arm, r, step) for r in range(len(ratios))), str(len(found.of(arm))))
+        for arm in found.arms
+        for step in range(_steps(found, arm))
+    ]
+    built = [Table(f"{what}: mean and 95% interval over the seeds", ("Model", *_ratios(found), "n"), tuple(rows))]
+    compared = [arm for arm in found.arms if arm != BASELINE]
+    if BASELINE in found.arms and compared:
+        differences = tuple(
+            (f"{arm} minus {BASELINE}", *(_difference(_compared(found, arm, r)) for r in range(len(_ratios(found)))))
+            for arm in compared
+        )
+        built.append(
+            Table("Paired differences of the answers y_T (points), 95% interval", ("", *_ratios(found)), differences)
+        )
+    return built
+
+
+def sentences(found: Robustness) -> list[str]:
+    """Say where a difference is shown and where none is."""
+    if BASELINE not in found.arms:
+        return [f"No finished run of the arm {BASELINE}: nothing to compare with."]
+    return [_sentence(found, arm) for arm in found.arms if arm != BASELINE]
+
+
+def _sentence(found: Robustness, arm: str) -> str:
+    ratios = _ratios(found)
+    results = [(ratio, _compared(found, arm, index)) for index, ratio in enumerate(ratios)]
+    tests = [one.t_test for _, one in results if one.t_test is not None]
+    if not tests:
+        return f"{arm} against {BASELINE}: no test possible, which needs two pairs of runs that differ."
+    level = f"at 0.05 over {len(ratios)} ratios (Bonferroni), {results[0][1].n} pairs"
+    shown = [
+        f"{one.mean:+.2f} points ({ratio})"
+        for ratio, one in results
+        if one.t_test is not None and one.t_test.p < 0.05 / len(ratios)
+    ]
+    if shown:
+        return f"{arm} differs from {BASELINE} by {', '.join(shown)}: {level}."
+    return f"{arm} against {BASELINE}: no difference shown at any ratio, {level}."
+
+
+def render(found: Robustness) -> str:
+    """Write the page."""
+    with styled():
+        figure = _curves(found)
+    caption = "Accuracy of the answer y_T by signal-to-noise ratio; thin: single runs, thick: mean."
+    note = SOURCES[found.recipe.data].note
+    return write_page(
+        f"{found.recipe.name}: in background noise",
+        "robustness.html",
+        label=escape(f"{len(found.runs)} runs, {found.runs[0].n:,} test clips{f'; {note}' if note else ''}"),
+        verdicts=paragraphs(sentences(found)),
+        figure=captioned("noise", figure, caption),
+        tables="\n".join(table.as_html() for table in tables(found)),
+    )
+
+
+def _ratios(found: Robustness) -> tuple[str, ...]:
+    return found.runs[0].ratios
+
+
+def _steps(found: Robustness, arm: str) -> int:
+    return min(len(run.accuracy[0]) for run in found.of(arm))
+
+
+def _values(runs: list[NoisyRun], ratio: int, step: int) -> list[float]:
+    return [100 * run.accuracy[ratio][step] for run in runs]
+
+
+def _cell(found: Robustness, arm: str, ratio: int, step: int) -> str:
+    values = _values(found.of(arm), ratio, step)
+    interval = t_interval(values)
+    return spread(summarise(values)).split(" ")[0] + (f" ({interval})" if interval else "")
+
+
+def _compared(found: Robustness, arm: str, ratio: int) -> Comparison:
+    scores = [{run.seed: 100 * run.accuracy[ratio][-1] for run in found.of(name)} for name in (arm, BASELINE)]
+    return compare(*scores, names=(arm, BASELINE))
+
+
+def _difference(comparison: Comparison) -> str:
+    if comparison.mean is None:
+        return NONE
+    interval = f" ({comparison.t_interval})" if comparison.t_interval else ""
+    return f"{comparison.mean:+.2f}{interval}"
+
+
+def _curves(found: Robustness) -> Figure:
+    figure, axes = canvas()
+    ratios = _ratios(found)
+    x = np.arange(len(ratios))
+    last = []
+    for arm in found.arms:
+        curves = np.array([[100 * row[-1] for row in run.accuracy] for run in found.of(arm)])
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(x, curve, color=colour(arm), linewidth=0.8, alpha=0.45)
+        mean = curves.mean(axis=0)
+        axes.plot(
+            x, mean, color=colour(arm), linewidth=2.2, marker=MARKERS[place(arm)], label=f"{arm}, n = {len(curves)}"
+        )
+        last.append(f"{arm} {mean[-1]:.1f}%")
+    axes.set_xticks(x, ratios)
+    axes.set_xlabel("Signal-to-noise ratio")
+    axes.set_ylabel("Test accuracy (%)")
+    title(axes, "Accuracy falls with the noise", f"At {ratios[-1]}: {', '.join(last)}")
+    legend(figure, axes)
+    return figure
