@@ -109,10 +109,7 @@ class Batches:
         count = len(self._labels)
         if self.seed is None:
             return _Draws(torch.arange(count), torch.empty(0), torch.empty(0))
-        # torch's CPU generator keeps 32 bits of a seed, so seed * 2**32 + epoch would forget the seed: hash
-        # both.
-        entropy = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
-        generator = torch.Generator().manual_seed(int(entropy[0]))
+        generator = epoch_generator(self.seed, self.epoch)
         return _Draws(
             order=torch.randperm(count, generator=generator),
             corners=torch.randint(0, 2 * PADDING + 1, (count, 2), generator=generator),
@@ -123,6 +120,15 @@ class Batches:
         rows = torch.from_numpy(pixels).flatten(2).float()
         x = rows.mul_(self._scale).add_(self._shift).view(pixels.shape).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=self.memory_format)
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Make the generator of one epoch, from (seed, epoch) alone.
+
+    torch's CPU generator keeps 32 bits of a seed, so seed * 2**32 + epoch would forget the seed: both are hashed.
+    """
+    entropy = np.random.SeedSequence((seed, epoch)).generate_state(1)
+    return torch.Generator().manual_seed(int(entropy[0]))
 
 
 @dataclass(frozen=True)

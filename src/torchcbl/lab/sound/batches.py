@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchcbl.lab.data.batches import epoch_generator
 from torchcbl.lab.sound.features import check_rate, num_frames
 from torchcbl.lab.sound.front_end import MelFrontEnd, from_pcm
 from torchcbl.lab.sound.masking import draw_masks, mask
@@ -114,9 +115,7 @@ class SoundBatches:
         count = len(self._clips)
         if self.seed is None:
             return torch.arange(count), torch.empty(0)
-        # As in Batches: torch's CPU generator keeps 32 bits of a seed, so both are hashed.
-        entropy = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
-        generator = torch.Generator().manual_seed(int(entropy[0]))
+        generator = epoch_generator(self.seed, epoch)
         return torch.randperm(count, generator=generator), draw_masks(count, generator)
 
     def _log_mel(self, indices: Tensor, epoch: int) -> Tensor:

@@ -1,0 +1,139 @@
+"""The commands of the command line; what each needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from torchcbl.lab.machine import num_cores
+from torchcbl.lab.recipe import load_recipe
+from torchcbl.lab.sources import SOURCES
+
+USER_ERROR, FAILED = 2, 1
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Run a study and print its table."""
+    own, data = _own_data(options.data)
+    if own and options.recipe not in (None, own):
+        raise ValueError(
+            f"--data {own}:DIR comes with the recipe '{own}': leave out '{options.recipe}', change it by --set"
+        )
+    recipe = load_recipe(options.recipe or own or "demo", _overrides(options))
+    out = options.out or Path("runs") / recipe.name
+    jobs = options.jobs if options.jobs is not None else min(num_cores(), recipe.seeds * len(recipe.arms))
+
+    from torchcbl.lab.progress import make_display
+    from torchcbl.lab.records import read_records
+    from torchcbl.lab.study import run_study
+
+    failures = run_study(recipe, out, make_display(), data, jobs)
+    if read_records(out):
+        _report(out)
+    for failure in failures:
+        say_error(f"{failure.run.name} failed: {failure.reason} (all of it in {failure.run.log})")
+    return FAILED if failures else 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Rebuild a report and print its table."""
+    if not (options.folder / "recipe.toml").is_file():
+        raise FileNotFoundError(f"{options.folder} holds no study: give a folder that `torchcbl compare` wrote.")
+    _report(options.folder)
+    return 0
+
+
+def sites(options: argparse.Namespace) -> int:
+    """Print a model's possible sites."""
+    from torchcbl.lab.inspection import describe_sites
+
+    print(describe_sites(options.model, options.input))
+    return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Print a finished run's audit."""
+    from torchcbl.lab.inspection import describe_run
+
+    print(describe_run(options.run))
+    return 0
+
+
+def stability(options: argparse.Namespace) -> int:
+    """Examine whether a finished run's loop settles, and write the page."""
+    from torchcbl.lab.stability import examine
+
+    found = examine(options.run, _own_data(options.data)[1], options.samples, options.steps)
+
+    from torchcbl.lab.report.stability import verdict, write_stability
+
+    page = write_stability(found, options.run)
+    print("\n".join([str(found.report), "", *verdict(found), "", f"page: {page}"]))
+    return 0
+
+
+def listen(options: argparse.Namespace) -> int:
+    """Print what a run hears in a recording."""
+    from torchcbl.lab import listen as ears
+
+    if (options.file is None) == (options.microphone is None):
+        raise ValueError("name a sound file, or --microphone SECONDS to record one: one of the two")
+    if options.file is not None:
+        heard = ears.listen(options.run, options.file)
+    else:
+        recogniser = ears.load_recogniser(options.run)
+        print(f"recording {options.microphone:g} s: speak now", flush=True)
+        samples = ears.record(options.microphone)
+        heard = ears.hear(recogniser, samples, ears.num_samples_of(options.run, recogniser))
+    print(heard.describe())
+    return 0
+
+
+def robustness(options: argparse.Namespace) -> int:
+    """Measure a study's runs in background noise, and write the page."""
+    from torchcbl.lab.report.robustness import summary, write_robustness
+    from torchcbl.lab.robustness import measure
+
+    found = measure(options.folder, _own_data(options.data)[1], lambda text: print(text, flush=True))
+    page = write_robustness(found, options.folder)
+    print(f"\n{summary(found)}\n\npage: {page}")
+    return 0
+
+
+def _report(out: Path) -> None:
+    from torchcbl.lab.records import read_records
+    from torchcbl.lab.report import build_report, table
+
+    built = build_report(out)
+    print(f"\n{table(read_records(out))}\n\nreport: {built.page}")
+
+
+def _own_data(text: str | None) -> tuple[str | None, Path | None]:
+    """Read --data: a folder, or what kind of one's own data and their folder, as in images:DIR."""
+    if text is None:
+        return None, None
+    kind, colon, folder = text.partition(":")
+    if colon and kind in SOURCES and SOURCES[kind].own:
+        return kind, Path(folder).expanduser()
+    return None, Path(text)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    """Collect the changes to the recipe as TOML text; `--set` has the last word."""
+    changes = {key: str(value) for key in ("seeds", "epochs") if (value := getattr(options, key)) is not None}
+    if options.arms is not None:
+        changes["arms"] = json.dumps([arm.strip() for arm in options.arms.split(",")])
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set needs key=value, got '{text}': for example --set augment=true")
+        changes[key.strip()] = value.strip()
+    return changes
+
+
+def say_error(message: str) -> int:
+    """Print an error and return the exit code of a user's."""
+    print(f"torchcbl: error: {message}", file=sys.stderr)
+    return USER_ERROR
