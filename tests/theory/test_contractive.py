@@ -46,6 +46,10 @@ KINDS: dict[str, tuple[type[nn.Module] | object, dict[str, object]]] = {
     "alpha": (cnn, {"sites": "block3", "adapter": "additive", "alpha": 0.4}),
     "probabilities": (cnn, {"sites": "block3", "adapter": "additive", "context": cbl.Context(dim=3, source="probs")}),
     "gates": (Squashed, {"sites": ["stem", "body"], "adapter": "gate"}),
+    "gate per position": (
+        Squashed,
+        {"sites": "stem", "adapter": "gate", "context": cbl.Context(dim=6, source="body", per="position")},
+    ),
     "film below": (Squashed, {"sites": ["stem", "body"], "adapter": {"stem": "film", "body": "additive"}}),
     "a submodule": (Squashed, {"sites": "stem", "adapter": "film", "context": cbl.Context(dim=6, source="body")}),
 }

@@ -50,6 +50,16 @@ def test_low_rank_is_found_at_once_and_rounding_adds_nothing() -> None:
     torch.testing.assert_close(found.radius, torch.linalg.eigvals(a).abs().amax(1), rtol=1e-8, atol=0)
 
 
+def test_matrices_that_repeat_over_positions() -> None:
+    """As those of a context that is averaged over positions and written to all of them, on which LAPACK gives up."""
+    small = matrices(4)
+    a = torch.kron(small, torch.full((16, 16), 1 / 16, dtype=torch.float64))
+    found = spectrum(apply(a), torch.zeros(4, 64, dtype=torch.float64), exact_up_to=64, iterations=1)
+    assert found.eigenvalues.shape == (4, 64)
+    torch.testing.assert_close(found.radius, torch.linalg.eigvals(small).abs().amax(1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.eigenvalues.sum(1).real, small.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_is_that_of_the_matrix(scale: float, dtype: torch.dtype) -> None:

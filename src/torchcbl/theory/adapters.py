@@ -76,12 +76,11 @@ def _gate(adapter: Gate, h: Reach, z: Reach, spread: float) -> Reach:
     """s sigmoid(W z + b) h."""
     if h.size is None:
         raise _unbounded(adapter, "h", _BOUND_H)
-    if h.value is not None:  # |sigmoid'| <= 1/4; the root mean square over positions in place of the largest |h|
+    reach = spread * h.size  # |sigmoid'| <= 1/4
+    if h.value is not None:  # the root mean square over positions in place of the largest |h|
         axis = adapter.site.channel_dim
         squares = h.value.double().square().movedim(axis, -1).reshape(len(h.value), -1, h.value.shape[axis]).sum(dim=1)
-        reach = squares.amax(dim=1).sqrt().cpu()
-    else:
-        reach = spread * h.size
+        reach = torch.minimum(reach, squares.amax(dim=1).sqrt().cpu())
     turned = z.times(lambda: adapter.scale / 4 * linear_norm(adapter.linear))
     return Reach(turned.factor * reach + adapter.scale * h.factor, adapter.scale * h.size)
 

@@ -48,7 +48,7 @@ def spectrum(g: Function, s: Tensor, exact_up_to: int, iterations: int) -> Spect
     if s.shape[1] <= exact_up_to:
         whole = jacobian(g, s)
         norm = _or_nan(whole, lambda safe: largest(torch.linalg.svdvals(safe)))
-        return Spectrum(norm, _or_nan(whole, torch.linalg.eigvals), exact=True)
+        return Spectrum(norm, _or_nan(whole, _eigenvalues), exact=True)
     forward, backward = _products(g, s)
     k = min(iterations, s.shape[1])
     return Spectrum(_golub_kahan(forward, backward, s, k), _arnoldi(forward, s, k), exact=False)
@@ -135,7 +135,24 @@ def _arnoldi(forward: Function, s: Tensor, k: int) -> Tensor:
         if j + 1 < k:
             small[:, j + 1, j] = length
             basis.append(_unit(w, length, scale))
-    return _or_nan(small, torch.linalg.eigvals)
+    return _or_nan(small, _eigenvalues)
+
+
+def _eigenvalues(matrices: Tensor) -> Tensor:
+    """All eigenvalues; LAPACK gives up on some matrices of low rank, which are then cut down to that rank.
+
+    With J = U S V^T, J and S V^T U have the same ones.
+    """
+    try:
+        found: Tensor = torch.linalg.eigvals(matrices)
+    except RuntimeError:
+        u, s, v = torch.linalg.svd(matrices)
+        found = s.new_zeros(s.shape, dtype=torch.promote_types(s.dtype, torch.complex64))
+        ranks = (s > torch.finfo(s.dtype).eps * s.shape[1] * s[:, :1]).sum(dim=1).tolist()
+        for i, rank in enumerate(ranks):
+            small = s[i, :rank, None] * (v[i, :rank] @ u[i, :, :rank])
+            found[i, :rank] = torch.linalg.eigvals(small)
+    return found
 
 
 def _or_nan(matrices: Tensor, f: Function) -> Tensor:
