@@ -1,9 +1,9 @@
-"""Write the README's tables from the records in results/, or with --check say whether they are up to date.
+"""Write the tables of README and docs from the records in results/, or with --check say whether they are up to date.
 
     python docs/tables.py [--check]
 
-Each pair of comments `<!-- results:NAME -->` and `<!-- /results:NAME -->` in the README holds the tables of
-`results/NAME`, as `torchcbl report` makes them from the records alone.
+Each pair of comments `<!-- results:NAME -->` and `<!-- /results:NAME -->` holds the tables of `results/NAME`, as
+`torchcbl report` makes them from the records alone; `robustness:NAME` those of `torchcbl robustness`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ import tempfile
 from pathlib import Path
 
 from torchcbl.files import write_atomically
+from torchcbl.lab.recipe import read_recipe
 from torchcbl.lab.report import build_report
+from torchcbl.lab.report.robustness import sentences
+from torchcbl.lab.report.robustness import tables as noise_tables
+from torchcbl.lab.robustness import Robustness, read_noisy
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "speech.md")
 
 
 def tables(name: str) -> str:
@@ -31,27 +35,42 @@ def tables(name: str) -> str:
         return (folder / "table.md").read_text(encoding="utf-8")
 
 
+def robustness(name: str) -> str:
+    """Write what was measured of one study in noise."""
+    folder = ROOT / "results" / name
+    runs = tuple(read_noisy(path) for path in sorted((folder / "robustness").glob("*.json")))
+    found = Robustness(read_recipe(folder / "recipe.toml"), runs)
+    parts = [table.as_markdown() for table in noise_tables(found)]
+    return "\n".join([parts[0], "".join(f"- {sentence}\n" for sentence in sentences(found)), *parts[1:]])
+
+
+KINDS = {"results": tables, "robustness": robustness}
+
+
 def filled(text: str) -> str:
-    """Return the README with every table as the records have it."""
+    """Return a page with every table as the records have it."""
 
     def fill(match: re.Match[str]) -> str:
-        name = match[1]
-        return f"<!-- results:{name} -->\n\n{tables(name).strip()}\n\n<!-- /results:{name} -->"
+        kind, name = match[1], match[2]
+        return f"<!-- {kind}:{name} -->\n\n{KINDS[kind](name).strip()}\n\n<!-- /{kind}:{name} -->"
 
-    return re.sub(r"<!-- results:([\w.-]+) -->.*?<!-- /results:\1 -->", fill, text, flags=re.DOTALL)
+    pattern = rf"<!-- ({'|'.join(KINDS)}):([\w.-]+) -->.*?<!-- /\1:\2 -->"
+    return re.sub(pattern, fill, text, flags=re.DOTALL)
 
 
 def main() -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the README is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is out of date")
     arguments = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if arguments.check:
-        return int(old != new)
-    write_atomically(README, new)
-    return 0
+    stale = False
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = filled(old)
+        stale = stale or old != new
+        if not arguments.check:
+            write_atomically(page, new)
+    return int(arguments.check and stale)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,11 @@ def _verify(archive: Path) -> None:
 
 def _unpack(archive: Path, target: Path, progress: Progress) -> None:
     """Unpack into a folder beside `target` that takes its name when it is whole."""
+    if not hasattr(tarfile, "data_filter"):  # Python before 3.10.12 or 3.11.4
+        raise OSError(
+            f"this Python cannot unpack {archive.name} safely: use 3.10.12, 3.11.4 or a later one, or unpack it by "
+            "hand and name the folder with --data"
+        )
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         with archive.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|gz") as members:
