@@ -230,10 +230,12 @@ def test_options_are_checked() -> None:
         (lambda: Implicit(tolerance=0.0), "Implicit's tolerance must be finite and above 0, got 0.0"),
         (lambda: Implicit(steps=0), "Implicit's steps must be at least 1, got 0"),
         (lambda: Implicit(order=0), "Implicit's order must be at least 1, got 0"),
-        (lambda: Implicit(adjoint="cg"), "solver must be one of 'picard', .* got 'cg'"),
+        (lambda: Implicit(adjoint="cg"), "Implicit's adjoint must be 'auto', 'exact', one of 'picard', .* got 'cg'"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()
+    with pytest.raises(TypeError, match="Implicit's adjoint must be 'auto', 'exact', a solver's name or an object"):
+        Implicit(adjoint=Anderson)  # type: ignore[arg-type]
 
 
 class Once(Halting):

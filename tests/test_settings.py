@@ -61,9 +61,42 @@ def test_unknown_settings_are_refused() -> None:
         ({"solver": Anderson}, r"got the class Anderson: pass an object, Anderson\(\)"),
         ({"gradient": Implicit}, r"got the class Implicit: pass an object, Implicit\(\)"),
         ({"halting": 1e-4}, r"halting must be a stopping rule such as Tolerance\(1e-4\)"),
+        ({"halting": Tolerance}, r"got the class Tolerance: pass an object, Tolerance\(\)"),
+        ({"raise_on": 3}, r"raise_on must name one status or several, as \('diverged', 'non_finite'\), got 3"),
     ]:
         with pytest.raises(TypeError, match=message):
             build(**options)
+
+
+class Swallowing(nn.Module):
+    """Takes any keyword and reads none, as many networks of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site, self.top = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, **kwargs: object) -> Tensor:
+        y: Tensor = self.top(self.site(x))
+        return y
+
+
+class Stepping(Swallowing):
+    """Has a keyword of its own that a call of `refine` has as well."""
+
+    def forward(self, x: Tensor, steps: int = 1, **kwargs: object) -> Tensor:
+        return super().forward(x) * steps
+
+
+def test_options_are_not_swallowed_by_the_backbone() -> None:
+    x = X.float()
+    net = cbl.ContextLoop(Swallowing(), "site", x)
+    with pytest.raises(TypeError, match=r"'steps' would go to the backbone, .* did you mean refine\(..., steps=...\)"):
+        net(x, steps=9)
+    with pytest.raises(TypeError, match=r"'solvr' would go to the backbone, .* did you mean refine\(..., solver=...\)"):
+        net.refine(x, solvr="anderson")
+    assert torch.equal(net(x, labels=None), net(x))
+    own = cbl.ContextLoop(Stepping(), "site", x)
+    assert torch.equal(own(x, steps=2), 2 * own(x))
 
 
 def test_raise_on() -> None:

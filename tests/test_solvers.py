@@ -260,6 +260,8 @@ def test_autocast_leaves_the_arithmetic_of_solvers_alone(name: str) -> None:
 def test_arguments_have_the_batch_first() -> None:
     with pytest.raises(ValueError, match=r"args\[1\] has shape \(4, 4\), expected 3 samples first"):
         fixed_point(lambda s, x, w: s @ w + x, torch.zeros(3, 4), [torch.zeros(3, 4), torch.zeros(4, 4)])
+    with pytest.raises(TypeError, match=r"args must be a sequence of arguments, got one tensor: pass \[x\]"):
+        fixed_point(lambda s, x: s / 2 + x, torch.zeros(3, 4), torch.zeros(3, 4))  # type: ignore[arg-type]
 
 
 def test_a_map_must_keep_the_shape() -> None:

@@ -67,6 +67,13 @@ def test_other_weights_are_refused_by_name(net: cbl.ContextLoop, folder: Path) -
         cbl.load(folder, net.backbone)
 
 
+def test_a_class_is_no_backbone(folder: Path) -> None:
+    with pytest.raises(
+        TypeError, match="load needs the network to put the loop around, an nn.Module, got the class Mlp"
+    ):
+        cbl.load(folder, Mlp)  # type: ignore[arg-type]
+
+
 def test_another_architecture_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"'stem.weight' is missing.*and \d+ more"):
         cbl.load(folder, Mlp())

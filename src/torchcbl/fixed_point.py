@@ -59,6 +59,9 @@ def fixed_point(
     if not isinstance(start, Tensor) or start.ndim < 2 or not start.is_floating_point():
         got = f"{start.dtype} {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
         raise ValueError(f"start must be a floating-point tensor (B, ...) of at least two axes, got {got}.")
+    given: object = args
+    if isinstance(given, Tensor):
+        raise TypeError("args must be a sequence of arguments, got one tensor: pass [x] for f(s, x).")
     for position, value in enumerate(args):
         if isinstance(value, Tensor) and value.shape[:1] != start.shape[:1]:
             raise ValueError(

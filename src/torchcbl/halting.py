@@ -256,8 +256,9 @@ def check_halting(rule: object) -> Halting:
     if rule is None:
         return Never()
     if not isinstance(rule, Halting):
+        got = f"the class {rule.__name__}: pass an object, {rule.__name__}()" if isinstance(rule, type) else repr(rule)
         raise TypeError(
             f"halting must be a stopping rule such as Tolerance(1e-4), Confidence(0.99), Agreement(2) or Never(), got "
-            f"{rule!r}."
+            f"{got}."
         )
     return rule

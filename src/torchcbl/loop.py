@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcbl.adapters import AdapterChoice, attending, build_adapters, describe_adapters
-from torchcbl.arguments import check_alpha, check_context
+from torchcbl.arguments import check_alpha, check_context, check_keywords
 from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
 from torchcbl.backbone.calls import Call, Example, describe, placement, synthesise
@@ -194,6 +194,7 @@ class ContextLoop(Trainable, Shareable):
     def forward(self, *args: object, **kwargs: object) -> object:
         """Return the backbone's own output after T steps of feedback, with y_T (and, say, a loss from it) in it."""
         settings = self.config.settings
+        self._check_keywords(kwargs)
         if settings.raise_on:
             return self._refine(Call(args, kwargs), settings).returned
         return self.solve(Call(args, kwargs), settings).returned
@@ -222,11 +223,16 @@ class ContextLoop(Trainable, Shareable):
 
         Raises:
             ValueError: An argument is out of its range, or a fixed point is asked of a map that changes with the step.
-            TypeError: An argument has another type.
+            TypeError: An argument has another type, or a keyword that the backbone does not name looks like an option.
             RefinementError: Samples ended in a status that `raise_on` names.
         """
         settings = self.config.settings.changed(steps, solver, gradient, halting, raise_on)
+        self._check_keywords(kwargs)
         return self._refine(Call(args, kwargs), settings)
+
+    def _check_keywords(self, kwargs: dict[str, object]) -> None:
+        if kwargs and not torch.compiler.is_compiling():
+            check_keywords(self.backbone, kwargs, self.plan.pattern[1])
 
     def _refine(self, call: Call, settings: Settings) -> Refinement:
         rollout = self.solve(call, settings, measure=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -124,7 +124,13 @@ def check_raise_on(statuses: RaiseOn) -> tuple[str, ...]:
 
     Raises:
         ValueError: There is no such status.
+        TypeError: It is neither a name nor a sequence of names.
     """
+    if not isinstance(statuses, (str, Status, Iterable)):
+        raise TypeError(
+            f"raise_on must name one status or several, as ('diverged', 'non_finite'), got {statuses!r}: () is for "
+            "none."
+        )
     given = [statuses] if isinstance(statuses, (str, Status)) else list(statuses)
     names = [one.name if isinstance(one, Status) else one for one in given]
     for name in names:

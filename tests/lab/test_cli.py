@@ -110,6 +110,8 @@ def test_a_failed_run_gives_exit_code_1_and_its_log(tmp_path: Path, capsys: pyte
         (["compare", "--seeds", "0"], "'seeds' must be >= 1"),
         (["compare", "--jobs", "0", "--out", "{}"], "jobs must be >= 1"),
         (["compare", "cifar10", "--data", "{}/none", "--out", "{}"], "none"),
+        (["compare", "--data", "image:{}"], "--data knows images:DIR, audio:DIR or a folder, got 'image:"),
+        (["compare", "--data", "{}", "--out", "{}"], "is on digits, which come with scikit-learn: leave out --data"),
         (["report", "{}/none"], "holds no study"),
         (["audit", "{}/none"], "is no run: give OUT/runs/<arm>-seed<k>"),
         (["audit", "{}/runs/cbl-seed0"], "recipe.toml is not there"),
@@ -124,6 +126,12 @@ def test_a_users_error_is_one_line_without_traceback(
 
 def test_an_unfinished_run_cannot_be_audited(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no weights" in failure(capsys, "audit", str(study / "runs" / "cbl-seed7"))
+
+
+def test_a_shape_is_numbers_and_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["sites", "StandardCNN", "--input", "1,3,x"])
+    assert "a shape is whole numbers and commas, as in 1,3,32,32, got '1,3,x'" in capsys.readouterr().err
 
 
 def test_sites(capsys: pytest.CaptureFixture[str]) -> None:

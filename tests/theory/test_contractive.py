@@ -16,7 +16,7 @@ from torchcbl.adapters.bounded import BoundedLinear
 from torchcbl.backbone.calls import Call
 from torchcbl.lab.networks import StandardCNN
 from torchcbl.solvers import Picard
-from torchcbl.theory import posterior_bound
+from torchcbl.theory import jacobian_penalty, posterior_bound
 from torchcbl.theory.space import opened
 
 
@@ -270,7 +270,7 @@ REFUSED: dict[str, tuple[object, dict[str, object], str]] = {
     "alpha": (cnn, {"sites": ["block1", "block3"], "adapter": "additive", "alpha": 0.5}, "alpha > 0 with several"),
     "literal": (cnn, {"sites": "block3", "adapter": "additive", "schedule": "literal"}, "schedule='literal' hidden"),
     "per step": (cnn, {"sites": "block2", "adapter": "additive", "step_norm": "per_step"}, "'per_step' makes each"),
-    "replayed": (cnn, {"sites": "block3", "adapter": "additive", "cut": "replayed"}, "torch.fx does not show what"),
+    "replayed": (cnn, {"sites": "block3", "adapter": "additive", "cut": "replayed"}, "not show.*only a traced cut"),
     "own context": (
         cnn,
         {"sites": "block3", "adapter": "additive", "context": cbl.Context(dim=3, map=own_map)},
@@ -289,6 +289,12 @@ def test_what_cannot_be_bounded_is_refused(kind: str) -> None:
     assert net.bound is None
     assert not any(isinstance(module, BoundedLinear) for module in net.modules())
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_a_network_is_no_loop() -> None:
+    for ask in (cbl.make_contractive, lambda net: cbl.contraction(net, X), lambda net: jacobian_penalty(net, X)):
+        with pytest.raises(TypeError, match="needs a ContextLoop, got StandardCNN: build a loop around your network"):
+            ask(cnn())  # type: ignore[arg-type, no-untyped-call]
 
 
 def test_gamma_must_be_below_one() -> None:

@@ -12,7 +12,7 @@ import torchcbl as cbl
 from subject import awaken
 from torchcbl.solvers import Picard
 from torchcbl.theory import jacobian_penalty, posterior_bound
-from torchcbl.theory.rates import damped_rate, geometric_rate
+from torchcbl.theory.rates import Recommendation, damped_rate, geometric_rate
 
 
 def test_damped_rate() -> None:
@@ -73,6 +73,7 @@ def test_where_no_damping_helps_the_advice_says_so() -> None:
     assert advice.alpha is None
     assert advice.steps is None
     assert "no damping makes every sample settle" in str(advice)
+    assert "no fixed point was found for 2: train with" in str(Recommendation(None, None, 1.0, None, 1e-4, lost=2))
     with pytest.raises(ValueError, match="recommend's tolerance must be finite and above 0"):
         cbl.contraction(net, x).recommend(0.0)
 

@@ -13,7 +13,7 @@ from torchcbl.checks import check_above_zero, check_count
 from torchcbl.gradients.base import Gradient, Problem, attach
 from torchcbl.halting import Tolerance
 from torchcbl.refinement import Status, is_finite
-from torchcbl.solvers import FunctionMap, Solver, find_solver, iterate
+from torchcbl.solvers import SOLVERS, FunctionMap, Solver, find_solver, iterate
 from torchcbl.solvers.iteration import Trace
 
 Adjoint = Callable[[Tensor], Tensor]
@@ -60,8 +60,16 @@ class Implicit(Gradient):
         check_above_zero("Implicit", "tolerance", self.tolerance)
         check_count("Implicit", "steps", self.steps)
         check_count("Implicit", "order", self.order)
-        if self.adjoint not in ("auto", "exact"):
-            find_solver(self.adjoint)
+        if isinstance(self.adjoint, str) and self.adjoint not in ("auto", "exact", *SOLVERS):
+            raise ValueError(
+                f"Implicit's adjoint must be 'auto', 'exact', one of {', '.join(map(repr, SOLVERS))} or a Solver, got "
+                f"{self.adjoint!r}."
+            )
+        if not isinstance(self.adjoint, (str, Solver)):
+            raise TypeError(
+                f"Implicit's adjoint must be 'auto', 'exact', a solver's name or an object of torchcbl.solvers, got "
+                f"{self.adjoint!r}."
+            )
 
     def differentiate(self, problem: Problem) -> Trace:
         """Iterate without gradients, then attach the theorem's gradient to the answer."""

@@ -41,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(","))
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"a shape is whole numbers and commas, as in 1,3,32,32, got '{text}'"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,11 @@ def compare(options: argparse.Namespace) -> int:
             f"--data {own}:DIR comes with the recipe '{own}': leave out '{options.recipe}', change it by --set"
         )
     recipe = load_recipe(options.recipe or own or "demo", _overrides(options))
+    if data is not None and recipe.data == "digits":
+        raise ValueError(
+            f"recipe '{recipe.name}' is on digits, which come with scikit-learn: leave out --data, name the recipe "
+            "that reads the folder, or write --data images:DIR or audio:DIR for data of your own"
+        )
     out = options.out or Path("runs") / recipe.name
     jobs = options.jobs if options.jobs is not None else min(num_cores(), recipe.seeds * len(recipe.arms))
 
@@ -117,6 +122,8 @@ def _own_data(text: str | None) -> tuple[str | None, Path | None]:
     kind, colon, folder = text.partition(":")
     if colon and kind in SOURCES and SOURCES[kind].own:
         return kind, Path(folder).expanduser()
+    if len(kind) > 1 and kind.isalpha() and colon and not Path(text).exists():  # one letter is a drive
+        raise ValueError(f"--data knows images:DIR, audio:DIR or a folder, got '{text}', which is none of them")
     return None, Path(text)
 
 

@@ -87,6 +87,7 @@ def load(
     Raises:
         FileNotFoundError: A file of the save is missing.
         ValueError: A file is damaged, or the backbone differs; the message names what differs.
+        TypeError: The backbone is no module.
         ImportError: safetensors is not installed.
 
     Example:
@@ -100,6 +101,10 @@ def load(
     """
     from torchcbl.loop import ContextLoop
 
+    given: object = backbone
+    if not isinstance(given, nn.Module):
+        got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"load needs the network to put the loop around, an nn.Module, got {got}.")
     source = Path(folder)
     manifest = read_manifest(source)
     saved, loop = manifest["backbone"], manifest["loop"]

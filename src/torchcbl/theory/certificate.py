@@ -51,7 +51,10 @@ class Certifier:
         cut = net.cut_for(call)
         if not isinstance(cut, TracedCut):
             reason = net.plan.reason or "it is called otherwise than in the example, or has hooks"
-            raise NoBoundError(f"torch.fx does not show what the backbone computes ({reason})")
+            raise NoBoundError(
+                f"torch.fx does not show what the backbone computes ({reason}): only a traced cut can be bounded; "
+                "torchcbl.theory.jacobian_penalty needs none"
+            )
         self.net, self.cut, self.at_call = net, cut, at_call
         _check_own(net)
         self.masked = any(name.endswith("attention_mask") for name in call.kwargs)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torchcbl.arguments import check_loop
 from torchcbl.backbone.calls import Call
 from torchcbl.checks import check_count
 from torchcbl.halting import Never, Tolerance
@@ -75,7 +76,9 @@ class Contraction:
 
     @property
     def certified_rate(self) -> Tensor | None:
-        """alpha + (1 - alpha) gamma with the certified bound for gamma, (B,): no step shrinks by less. None without."""
+        """alpha + (1 - alpha) gamma with the certified bound for gamma, (B,): each step's length is at most this times
+        that of the one before. None without.
+        """
         return None if self.certified is None else self.alpha + (1.0 - self.alpha) * self.certified
 
     @property
@@ -158,7 +161,7 @@ def contraction(
 
     Raises:
         ValueError: A number is out of its range.
-        TypeError: It is no whole number.
+        TypeError: It is no whole number, or `net` is no loop.
 
     Source:
         Theorem 3.1 of the paper. That a Jacobian's norm at a point bounds gamma from below, and its spectral radius
@@ -174,6 +177,7 @@ def contraction(
         >>> report.spectral_norm.tolist(), report.certified.tolist()
         ([0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0])
     """
+    check_loop("contraction", net)
     for name, value in (("steps", steps), ("exact_up_to", exact_up_to), ("iterations", iterations)):
         check_count("contraction", name, value)
     with torch.inference_mode(False):

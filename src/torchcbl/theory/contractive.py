@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.adapters.bounded import BoundedLinear
+from torchcbl.arguments import check_loop
 from torchcbl.backbone.calls import Call, synthesise
 from torchcbl.eager import uncompiled
 from torchcbl.step_norm import is_dropout
@@ -50,8 +51,9 @@ def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
     spares that.
 
     Args:
-        net: The loop: "repropagate", with alpha = 0 or one site, cut by a trace, with adapters "additive" or "concat",
-            or "gate" (and "film" at the lowest site) where tanh or the like bounds h. Changed in place.
+        net: The loop: "repropagate" with alpha = 0 or one site, or "synchronous" with one; cut by a trace, with
+            adapters "additive" or "concat", or "gate" (and "film" at the lowest site) where tanh or the like bounds h.
+            Changed in place.
         gamma: The bound, in (0, 1).
 
     Returns:
@@ -60,6 +62,7 @@ def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
     Raises:
         ValueError: gamma is out of its range, or no such bound can be had: the message says what stands in the way.
             Also raised by a later call of the loop, if that has shapes or parts for which there is none.
+        TypeError: `net` is no loop.
 
     Source:
         Theorem 3.1 of the paper (Banach's fixed-point theorem); norms of layers multiplied: Gouk et al. 2021, arXiv
@@ -73,6 +76,7 @@ def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
         >>> bool((contraction(net, x).certified <= 0.5).all())
         True
     """
+    check_loop("make_contractive", net)
     if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0.0 < gamma < 1.0:
         raise ValueError(f"gamma must lie in (0, 1), got {gamma!r}: the loop is a contraction only below 1.")
     _check_norms(net)

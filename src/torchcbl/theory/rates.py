@@ -25,7 +25,8 @@ class Recommendation:
 
     Args:
         alpha: Weight of the OLD state with the smallest asymptotic rate for the slowest sample: as `Picard(damping=
-            alpha)`, or as the loop's own alpha if it has one site. None where no damping makes the loop settle.
+            alpha)` in a loop whose own alpha is 0, or as its own alpha if it has one site. None where no damping makes
+            the loop settle.
         steps: T after which every relative residual is below the tolerance, at that rate. None likewise, and where a
             fixed point is 0.
         rate: The asymptotic rate of the slowest sample with that alpha.
@@ -44,10 +45,14 @@ class Recommendation:
 
     def __str__(self) -> str:
         if self.alpha is None:
-            why = f"no fixed point was found for {self.lost} samples" if self.lost else f"best rate {self.rate:.3g}"
+            if self.lost:
+                return (
+                    f"no damping is known to make every sample settle, since no fixed point was found for {self.lost}: "
+                    "train with jacobian_penalty or make_contractive, or take few steps, as trained"
+                )
             return (
-                f"no damping makes every sample settle ({why}): use solver='newton', 'anderson' or 'broyden', "
-                "or make_contractive"
+                f"no damping makes every sample settle (best rate {self.rate:.3g}): use solver='newton', 'anderson' or "
+                "'broyden', or make_contractive"
             )
         if self.steps is None:
             return f"alpha = {self.alpha:.2g} at rate {self.rate:.3g}; a fixed point is 0, which nothing is relative to"

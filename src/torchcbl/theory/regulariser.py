@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from torchcbl.arguments import check_loop
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.language import without_cache
 from torchcbl.checks import check_count
@@ -26,7 +27,7 @@ def jacobian_penalty(
     generator: torch.Generator | None = None,
     **kwargs: object,
 ) -> Tensor:
-    """Estimate ||dG/ds||_F^2 / N at the last of the loop's T steps, to be added to a loss.
+    """Estimate ||dG/ds||_F^2 / N where T - 1 plain steps lead, whatever solver the loop has, to be added to a loss.
 
         L = loss + weight * E_v ||v^T dG/ds||^2 / N,    v ~ N(0, I)             (mean over the batch)
 
@@ -46,7 +47,7 @@ def jacobian_penalty(
 
     Raises:
         ValueError: `probes` is below 1.
-        TypeError: It is no whole number.
+        TypeError: It is no whole number, or `net` is no loop.
 
     Source:
         Bai, Koltun and Kolter 2021, Stabilizing Equilibrium Models by Jacobian Regularization, arXiv 2106.14342;
@@ -61,6 +62,7 @@ def jacobian_penalty(
         >>> jacobian_penalty(net, x).item()  # an identity start feeds nothing back
         0.0
     """
+    check_loop("jacobian_penalty", net)
     check_count("jacobian_penalty", "probes", probes)
     call = without_cache(net.backbone, Call(args, kwargs))
     steps = max(1, net.config.steps)
