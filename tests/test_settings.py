@@ -109,7 +109,7 @@ def test_raise_on() -> None:
     assert torch.equal(net(X), net.refine(X).output)
     spoilt = X.clone()
     spoilt[2] = torch.nan
-    with pytest.raises(RuntimeError, match="1 of 6 samples ended as 'non_finite' .*samples 2"):
+    with pytest.raises(RuntimeError, match="1 of 6 samples ended as 'non_finite' .*samples 2.*look for NaN"):
         net.refine(spoilt, steps=300, raise_on=("diverged", cbl.Status.non_finite))
     net.config.settings.changed(raise_on=())
 

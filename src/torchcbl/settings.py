@@ -160,6 +160,6 @@ _ADVICE = {
     Status.converged: "ask for what should not happen",
     Status.max_steps: "raise steps, loosen the tolerance, or choose another solver (docs/choosing.md)",
     Status.diverged: "use a damped or another solver, a larger alpha, or torchcbl.make_contractive",
-    Status.non_finite: "look at the inputs of these samples, or make the loop contract",
+    Status.non_finite: "look for NaN in their inputs; if the loop ran away, damp it or use another solver",
     Status.halted: "use halting=Tolerance(...) for fixed points",
 }
