@@ -267,3 +267,16 @@ def test_arguments_have_the_batch_first() -> None:
 def test_a_map_must_keep_the_shape() -> None:
     with pytest.raises(ValueError, match=r"the map returned \(2, 2\) for a state of shape \(2, 3\), expected the same"):
         FunctionMap(lambda s: s[:, :2], (2, 3))(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("solver", [Anderson(memory=20), Broyden(memory=40), Newton()], ids=repr)
+def test_solvers_that_need_no_contraction_may_go_far(solver: Solver) -> None:
+    """An affine map of spectral radius 66: steps get thousands of times as long as the start before they shrink."""
+    matrices = 66.0 * torch.diag_embed(torch.tensor([[1.0, -0.6, 0.3, -0.1, 0.02]], dtype=torch.float64))
+    problem = affine(matrices, damping=None)
+    g = FunctionMap(problem.f, problem.start.shape, problem.theta)
+    trace = iterate(g, problem.start, problem.start, solver, Tolerance(1e-10), 200)
+    assert trace.status.tolist() == [Status.converged]
+    torch.testing.assert_close(trace.value, problem.answer(), rtol=1e-8, atol=1e-8)
+    plain = iterate(g, problem.start, problem.start, Picard(), Tolerance(1e-10), 200)
+    assert plain.status.tolist() == [Status.diverged]

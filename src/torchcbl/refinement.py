@@ -26,7 +26,8 @@ class Status(IntEnum):
     max_steps = 1
     """All steps were used and the state was still moving."""
     diverged = 2
-    """The last step was over 100 times as long as the start s_0 and the first step together."""
+    """The last step was over 100 times as long as the start s_0 and the first step together (a million times under
+    solvers that need no contraction, whose way to a fixed point may lead far)."""
     non_finite = 3
     """An output of this sample holds NaN or infinity."""
     halted = 4
@@ -197,6 +198,7 @@ def judge(
     finite: Tensor,
     tolerance: float | None = None,
     halted: Tensor | None = None,
+    above: float = DIVERGED_ABOVE,
 ) -> Tensor:
     """Say how samples ended, (B,), by `Status`.
 
@@ -207,10 +209,11 @@ def judge(
         finite: Whether all is finite.
         tolerance: The residual that counts as converged; None for 1e-4.
         halted: Whether a stopping rule let it go.
+        above: How many times as long as `scale` a step must be to have run away.
     """
     status = torch.full_like(residual, Status.max_steps, dtype=torch.long)
     if halted is not None:
         status = status.masked_fill(halted, Status.halted)
-    status = status.masked_fill(length > DIVERGED_ABOVE * scale, Status.diverged)
+    status = status.masked_fill(length > above * scale, Status.diverged)
     small = residual <= (CONVERGED_BELOW if tolerance is None else tolerance)
     return status.masked_fill(small, Status.converged).masked_fill(~finite, Status.non_finite)

@@ -144,6 +144,8 @@ class Solver(ABC):
     """
 
     name: str
+    diverged_above = 1e6
+    """How many times as long as the start and the first step together a step must be for a sample to have diverged."""
 
     def init(self, s: Tensor) -> Memory:
         """Return what is remembered before the first evaluation, for states s (B, N)."""

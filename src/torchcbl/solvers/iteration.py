@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchcbl.halting import Halting, Never, Progress
-from torchcbl.refinement import DIVERGED_ABOVE, Path, Status, is_finite, judge, relative
+from torchcbl.refinement import Path, Status, is_finite, judge, relative
 from torchcbl.solvers.base import Evaluation, Map, NotSelectableError, Solver, select_memory
 from torchcbl.solvers.ledger import Ledger
 
@@ -191,7 +191,7 @@ class _Run:
             known = look.length
             for whole in (value,) if _same(made, value) else (value, made):
                 known = torch.add(known, whole.detach().flatten(1).sum(dim=1), alpha=0)  # NaN where that is not finite
-            ended = look.wanted | ~(known <= DIVERGED_ABOVE * self.scale)
+            ended = look.wanted | ~(known <= self.solver.diverged_above * self.scale)
             if self.frozen is not None:
                 ended = ended & ~self.frozen
             rows = ended.nonzero()[:, 0]
@@ -207,7 +207,7 @@ class _Run:
     def _judge(self, look: _Look, scale: Tensor) -> Tensor:
         value, made, _ = look.evaluation
         finite = is_finite(value) if _same(made, value) else is_finite(value) & is_finite(made)
-        return judge(look.residual, look.length, scale, finite, self.tolerance, look.wanted)
+        return judge(look.residual, look.length, scale, finite, self.tolerance, look.wanted, self.solver.diverged_above)
 
     def _close(self, look: _Look, rows: Tensor | None, status: Tensor) -> None:
         """Write samples into the ledger, all of the batch if `rows` is None."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchcbl.checks import check_fraction
+from torchcbl.refinement import DIVERGED_ABOVE
 from torchcbl.solvers.base import Memory, Solver
 
 
@@ -37,6 +38,7 @@ class Picard(Solver):
 
     damping: float = 0.0
     name = "picard"
+    diverged_above = DIVERGED_ABOVE
 
     def __post_init__(self) -> None:
         check_fraction("Picard", "damping", self.damping)
