@@ -167,7 +167,7 @@ def _add_stability(group: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=commands.stability)
     parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
     parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
-    parser.add_argument("--samples", type=int, default=256, metavar="N", help="validation samples (default: 256)")
+    parser.add_argument("--samples", type=int, default=128, metavar="N", help="validation samples (default: 128)")
     parser.add_argument("--steps", type=int, default=64, metavar="N", help="how far the loop is run (default: 64)")
 
 

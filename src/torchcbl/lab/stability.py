@@ -15,7 +15,7 @@ from torchcbl.lab.data import Progress, load_dataset
 from torchcbl.lab.data.progress import silent
 from torchcbl.lab.inspection import find_run, rebuild
 from torchcbl.lab.scores import Scores
-from torchcbl.solvers import SOLVERS, FunctionMap, iterate
+from torchcbl.solvers import SOLVERS, iterate
 from torchcbl.theory import Contraction, Recommendation
 from torchcbl.theory.space import opened
 
@@ -81,7 +81,7 @@ _PER_SAMPLE = ("spectral_norm", "spectral_radius", "certified", "rate", "asympto
 
 
 def examine(
-    folder: Path, data: Path | None = None, samples: int = 256, steps: int = 64, progress: Progress = silent
+    folder: Path, data: Path | None = None, samples: int = 128, steps: int = 64, progress: Progress = silent
 ) -> Stability:
     """Examine a finished run on validation samples; the test part is not touched.
 
@@ -134,14 +134,18 @@ def join(reports: Sequence[Contraction]) -> Contraction:
     return replace(first, **joined)  # type: ignore[arg-type]
 
 
-def _solve(model: cbl.ContextLoop, x: Tensor, steps: int) -> list[tuple[str, Tensor, Tensor]]:
-    """Which samples each solver takes below the tolerance, and by how many evaluations; on the map of step T."""
+def _solve(model: cbl.ContextLoop, x: Tensor, evaluations: int) -> list[tuple[str, Tensor, Tensor]]:
+    """Which samples each solver takes below the tolerance within so many evaluations; on the map of step T."""
     found = []
-    with opened(model, Call((x,))) as space:
-        g = FunctionMap(space.step, space.start.shape)
+    with opened(model, Call((x,))) as space, torch.no_grad():
+        g = space.g
         for name, kind in SOLVERS.items():
+            solver, start = kind(), g.prepare()
+            steps = max(2, evaluations // (1 + solver.extra_evaluations(start.shape[1])))
             try:
-                trace = iterate(g, space.start, space.start, kind(), cbl.Tolerance(TOLERANCE), steps, compact=False)
+                trace = iterate(
+                    g, start, g.output, solver, cbl.Tolerance(TOLERANCE), steps, first=space.at_step, keep_outputs=False
+                )
             except ValueError:  # a state too large for Newton
                 continue
             found.append((name, trace.status == cbl.Status.converged, trace.evaluations))

@@ -144,6 +144,7 @@ def opened(net: ContextLoop, call: Call) -> Iterator[Space]:
     """Run step 0 of a call in eval mode, and give the maps on its states for as long as the context is open.
 
     Attention is computed unfused meanwhile, since fused kernels can be differentiated but once, and not forwards.
+    Gradients are on within, whatever they were outside.
     """
     call = without_cache(net.backbone, call)
     with torch.inference_mode(False), evaluating(net), sdpa_kernel(SDPBackend.MATH), net.mapped(call) as g:

@@ -135,7 +135,8 @@ def _spread(values: Tensor | None) -> tuple[str, str, str, str]:
 def _solvers(found: Stability) -> Table:
     rows = tuple((name, f"{n} of {found.samples}", f"{mean:.1f}") for name, (n, mean) in found.solved.items())
     return Table(
-        f"Relative residual below {TOLERANCE:g}, by solver; products with the Jacobian are counted",
+        f"Relative residual below {TOLERANCE:g} within {len(found.outputs_accuracy) - 1} evaluations, by solver; "
+        "products with the Jacobian are counted",
         ("Solver", "Settled", "Evaluations per sample"),
         rows,
     )
