@@ -232,6 +232,27 @@ def test_own_data_need_their_folder_and_their_recipe(tmp_path: Path, capsys: pyt
         load_dataset(recipe, _two_classes(tmp_path / "d"))
 
 
+def test_damaged_files_are_refused_or_skipped_by_choice(tmp_path: Path, pictures: Path) -> None:
+    sounds = _two_classes(tmp_path / "sounds")
+    (sounds / "a" / "0.wav").write_bytes(b"RIFF")
+    images = tmp_path / "images"
+    for name in ("dark", "grey"):
+        (images / name).mkdir(parents=True)
+        for number in range(6):
+            (images / name / f"{number}.png").write_bytes((pictures / name / f"{number}.png").read_bytes())
+    (images / "dark" / "0.png").write_bytes(b"PNG")
+    for kind, folder, name in (("audio", sounds, "a/0.wav"), ("images", images, "dark/0.png")):
+        recipe = load_recipe(kind)
+        with pytest.raises(ValueError, match=name):
+            load_dataset(recipe, folder)
+        with pytest.warns(UserWarning, match=name):
+            dataset = load_dataset(dataclasses.replace(recipe, damaged="skip"), folder)
+        total = 9 if kind == "audio" else 11
+        assert sum(dataset.size(part) for part in ("train", "validation", "test")) == total
+    with pytest.raises(ValueError, match='\'damaged\' must be "refuse" or "skip", got "keep"'):
+        load_recipe("audio", {"damaged": "keep"})
+
+
 def _two_classes(folder: Path) -> Path:
     for index, name in enumerate(("a", "b")):
         (folder / name).mkdir(parents=True)

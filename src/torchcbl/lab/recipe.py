@@ -49,6 +49,8 @@ class Recipe:
         noise: Share of the clips to which background noise is mixed, in training only; in [0, 1].
         image_size: Height and width to which images of one's own are resized.
         seconds: Length to which sound of one's own is padded or cropped.
+        damaged: What to do with a file of sound, or of images of one's own, that cannot be decoded: "refuse" or "skip"
+            (with a warning that names it).
 
     Raises:
         TypeError: A value has the wrong type.
@@ -78,6 +80,7 @@ class Recipe:
     noise: float = 0.0
     image_size: int = 32
     seconds: float = 1.0
+    damaged: str = "refuse"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -252,4 +255,5 @@ _RANGES: dict[str, tuple[Callable[..., bool], str]] = {
     "noise": (lambda v: 0 <= v <= 1, "in [0, 1]"),
     "image_size": (lambda v: v >= 8, ">= 8 (three poolings halve it)"),
     "seconds": (lambda v: 0.1 <= v <= 60, "in [0.1, 60]"),
+    "damaged": (lambda v: v in ("refuse", "skip"), '"refuse" or "skip"'),
 }

@@ -72,7 +72,8 @@ def load_own_images(recipe: Recipe, folder: Path | None, progress: Progress = si
     """
     from torchcbl.lab.data.folders import load_image_folder
 
-    parts = load_image_folder(named(folder, "images"), size=recipe.image_size, progress=progress)
+    place = named(folder, "images")
+    parts = load_image_folder(place, size=recipe.image_size, damaged=recipe.damaged, progress=progress)
     train, validation, test = three_parts(parts, recipe.validation_size)
     mean, std = channel_statistics(train.images)
     return ImageDataset(train, validation, test, mean, std, parts.classes, recipe.augment)

@@ -106,10 +106,12 @@ def load_sound(recipe: Recipe, folder: Path | None = None, progress: Progress = 
         ImportError: The extra that reads sound is not installed.
     """
     if recipe.data in WORDS:
-        speech = load_speech_commands(folder, words=WORDS[recipe.data], progress=progress)
+        words = WORDS[recipe.data]
+        speech = load_speech_commands(folder, words=words, damaged=recipe.damaged, progress=progress)
         parts, classes, recordings = (speech.train, speech.validation, speech.test), speech.words, speech.noise
     else:
-        own = load_audio_folder(named(folder, "audio"), seconds=recipe.seconds, progress=progress)
+        place = named(folder, "audio")
+        own = load_audio_folder(place, seconds=recipe.seconds, damaged=recipe.damaged, progress=progress)
         parts, classes, recordings = three_parts(own, recipe.validation_size), own.classes, {}
     if recipe.noise and not recordings:
         raise ValueError(f"noise = {recipe.noise} needs recordings of noise, which these data have not: set noise=0.")
