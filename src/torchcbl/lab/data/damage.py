@@ -19,7 +19,7 @@ def refusal(name: str, place: Path, reason: str) -> ValueError:
     """Word the refusal of a damaged file."""
     return ValueError(
         f"cannot use {name} of {place}: {reason}. Fetch the file again or remove it, or leave damaged files out "
-        "with damaged='skip'"
+        "with damaged='skip' (--set damaged=skip)"
     )
 
 
