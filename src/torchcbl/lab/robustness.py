@@ -101,9 +101,6 @@ def measure(folder: Path, data: Path | None = None, tell: Callable[[str], None] 
     return Robustness(recipe, tuple(read_noisy(places[run.name]) for run in runs))
 
 
-Outputs = Callable[[Tensor], object]
-
-
 def _noisy_scores(recipe: Recipe, data: Path | None) -> Callable[..., NoisyRun]:
     from torchcbl.lab.sound.dataset import SoundDataset, testing_noise
     from torchcbl.lab.sound.robustness import scores_by_snr

@@ -15,7 +15,23 @@ from torchcbl.lab.data.images import Images, check_normalisation
 PADDING = 4
 
 
-class Batches:
+class ByEpoch:
+    """Batches whose order and augmentation depend on the epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (counted from 0) whose order and augmentation the next iteration takes.
+
+        Raises:
+            ValueError: `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be 0 or more, got {epoch}")
+        self.epoch = epoch
+
+
+class Batches(ByEpoch):
     """Iterate over one epoch of (images, labels); hand it to a Trainer as its dataloader.
 
     x = (raw / 255 - mean) / std, float32, (B, C, H, W); labels int64, (B,). The last batch may be short.
@@ -74,7 +90,6 @@ class Batches:
             augment,
             memory_format,
         )
-        self.epoch = 0
         # Channels last: a row of an image is then one run of bytes, which copies and vectorises well.
         self._pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = images.labels
@@ -84,16 +99,6 @@ class Batches:
 
     def __len__(self) -> int:
         return -(-len(self._labels) // self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (counted from 0) whose order and augmentation the next iteration takes.
-
-        Raises:
-            ValueError: `epoch` is negative.
-        """
-        if epoch < 0:
-            raise ValueError(f"epoch must be 0 or more, got {epoch}")
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         draws = self._draw()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchcbl.lab.data.batches import epoch_generator
+from torchcbl.lab.data.batches import ByEpoch, epoch_generator
 from torchcbl.lab.sound.features import check_rate, num_frames
 from torchcbl.lab.sound.front_end import MelFrontEnd, from_pcm
 from torchcbl.lab.sound.masking import draw_masks, mask
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchcbl.lab.data.clips import Clips
 
 
-class SoundBatches:
+class SoundBatches(ByEpoch):
     """Iterate over one epoch of (spectrograms, labels); hand it to a Trainer as its dataloader.
 
     x = (log_mel - mean) / std per bin, float32, (B, 1, bins, frames); labels int64, (B,). The last batch may be short.
@@ -83,21 +83,10 @@ class SoundBatches:
             raise ValueError(f"{option} needs a seed: clips that are evaluated are never augmented")
         self.batch_size, self.seed, self.masking, self.noise = batch_size, seed, masking, noise
         self.memory_format = memory_format
-        self.epoch = 0
         self._clips, self._features, self._front_end = clips, features, front_end
 
     def __len__(self) -> int:
         return -(-len(self._clips) // self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (counted from 0) whose order and augmentation the next iteration takes.
-
-        Raises:
-            ValueError: `epoch` is negative.
-        """
-        if epoch < 0:
-            raise ValueError(f"epoch must be 0 or more, got {epoch}")
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.epoch
