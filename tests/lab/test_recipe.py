@@ -11,7 +11,7 @@ def test_the_cifar10_recipe_is_the_papers_protocol() -> None:
     assert recipe == Recipe(
         name="cifar10",
         data="cifar10",
-        arms=ARM_NAMES,
+        arms=("standard", "cbl", "cbl-gate"),
         seeds=5,
         epochs=20,
         batch_size=128,
@@ -27,7 +27,8 @@ def test_the_cifar10_recipe_is_the_papers_protocol() -> None:
 
 
 def test_every_recipe_that_comes_along_loads_and_is_named_like_its_file() -> None:
-    assert recipe_names() == ["audio", "cifar10", "demo", "images", "speech-commands", "speech-five-words"]
+    cifar10 = ["cifar10", "cifar10-augmented", "cifar10-controls", "cifar10-released"]
+    assert recipe_names() == ["audio", *cifar10, "demo", "images", "speech-commands", "speech-five-words"]
     assert [load_recipe(name).name for name in recipe_names()] == recipe_names()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-import torchcbl as cbl
 
 
 def count_parameters(model: nn.Module, backbone: nn.Module) -> dict[str, int]:
@@ -19,22 +19,35 @@ def count_flops(model: nn.Module, example: Tensor) -> dict[str, float]:
     """Count FLOPs per sample (a multiply-add is two): of step 0, of one more step, of the whole answer.
 
     Args:
-        model: A plain network or a `ContextLoop`; it is called in eval mode.
+        model: A plain network, or one that refines: a `ContextLoop`, or what has its `refine`; called in eval mode.
         example: Images (B, C, H, W).
     """
-    if not isinstance(model, cbl.ContextLoop):
-        first = _flops(model, example, None)
-        return {"first": first, "step": 0.0, "inference": first}
+    whole = _flops(model, example, None)
+    if not hasattr(model, "refine"):
+        return {"first": whole, "step": 0.0, "inference": whole}
     first = _flops(model, example, 0)
-    step = _flops(model, example, 1) - first
-    return {"first": first, "step": step, "inference": _flops(model, example, model.config.steps)}
+    return {"first": first, "step": _flops(model, example, 1) - first, "inference": whole}
+
+
+def count_training_flops(loss: Callable[[Tensor, Tensor], Tensor], example: Tensor, num_classes: int) -> float:
+    """Count the FLOPs per sample of a loss and its gradients, as far as torch counts them: convolutions and products.
+
+    Args:
+        loss: Called with samples (B, C, H, W) and classes (B,).
+        example: Samples.
+        num_classes: K.
+    """
+    target = torch.arange(len(example)) % num_classes
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(loss(example, target))
+    return float(counter.get_total_flops()) / len(example)
 
 
 def _flops(model: nn.Module, example: Tensor, steps: int | None) -> float:
     mode = model.training
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if isinstance(model, cbl.ContextLoop):
+        if hasattr(model, "refine"):
             model.refine(example, steps=steps)
         else:
             model(example)

@@ -30,7 +30,7 @@ class Experiment(LightningModule):
 
     def __init__(self, run: Run, dataset: Dataset) -> None:
         super().__init__()
-        self.run, self.dataset, self.arm = run, dataset, find_arm(run.arm)
+        self.run, self.dataset, self.arm = run, dataset, find_arm(run.arm).adjusted(run.recipe)
         self.model = self.arm.build(run.recipe, dataset.form.shape, dataset.form.num_classes, run.seed)
         # About a quarter faster on CPUs, and the same for every arm.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,7 +93,7 @@ class Experiment(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Score one batch at every step tau."""
         x, target = batch
-        self._scores.add(self.arm.outputs(self.model, x), target)
+        self._scores.add(self.arm.outputs(self.model, x, target), target)
 
     def on_validation_epoch_end(self) -> None:
         """Write the epoch into the history: Lightning validates after the last batch, and saves next."""

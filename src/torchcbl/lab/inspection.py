@@ -23,6 +23,7 @@ from torchcbl.lab.networks import StandardCNN
 from torchcbl.lab.recipe import read_recipe
 from torchcbl.lab.runs import Run
 from torchcbl.lab.sources import SOURCES
+from torchcbl.lab.weights import load_weights
 
 
 def find_model(spec: str) -> nn.Module:
@@ -98,12 +99,7 @@ def rebuild(folder: Path) -> nn.Module:
         raise FileNotFoundError(f"{run.folder} holds no weights: run the same `torchcbl compare` until it is finished.")
     form = form_of(run)
     model = find_arm(run.arm).build(run.recipe, form.shape, form.num_classes, run.seed)
-    if isinstance(model, cbl.ContextLoop):
-        return cbl.load(run.model, model.backbone)
-    import safetensors.torch
-
-    safetensors.torch.load_model(model, run.model / "model.safetensors")
-    return model
+    return load_weights(model, run.model)
 
 
 def form_of(run: Run) -> Form:

@@ -14,8 +14,9 @@ class StandardCNN(nn.Module):
     Args:
         num_classes: K, the number of outputs.
         channels: Channels of the images.
-        width: Channels of the first block.
+        width: Channels of the first block; or of all three blocks.
         image_size: Height and width of the images, >= 8: one number, or (H, W) as of spectrograms.
+        hidden: Units of the first linear layer.
 
     Raises:
         ValueError: The images are too small for three poolings.
@@ -27,7 +28,12 @@ class StandardCNN(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 10, channels: int = 3, width: int = 16, image_size: int | tuple[int, int] = 32
+        self,
+        num_classes: int = 10,
+        channels: int = 3,
+        width: int | tuple[int, int, int] = 16,
+        image_size: int | tuple[int, int] = 32,
+        hidden: int = 256,
     ) -> None:
         super().__init__()
         height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -35,15 +41,20 @@ class StandardCNN(nn.Module):
             raise ValueError(
                 f"image_size must be >= 8 (three poolings halve it), got {image_size}: enlarge the images."
             )
-        self.block1 = _block(channels, width)
-        self.block2 = _block(width, 2 * width)
-        self.block3 = _block(2 * width, 4 * width)
-        self.fc1 = nn.Linear(4 * width * (height // 8) * (breadth // 8), 256)
-        self.fc2 = nn.Linear(256, num_classes)
+        self.widths = (width, 2 * width, 4 * width) if isinstance(width, int) else width
+        first, second, third = self.widths
+        self.block1 = _block(channels, first)
+        self.block2 = _block(first, second)
+        self.block3 = _block(second, third)
+        self.fc1 = nn.Linear(third * (height // 8) * (breadth // 8), hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, channels, H, W) to logits (B, K)."""
-        h: Tensor = self.block3(self.block2(self.block1(x)))
+        return self.head(self.block3(self.block2(self.block1(x))))
+
+    def head(self, h: Tensor) -> Tensor:
+        """Map the last block's output (B, C, H / 8, W / 8) to logits (B, K)."""
         y: Tensor = self.fc2(self.fc1(h.flatten(1)).relu())
         return y
 

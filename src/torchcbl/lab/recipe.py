@@ -21,7 +21,32 @@ else:
 from torchcbl.lab.sources import SOURCES
 
 EXTENSIBLE = ("arms", "seeds")
-ARM_NAMES = ("standard", "cbl", "cbl-gate")
+ARM_NAMES = (
+    "standard",
+    "cbl",
+    "cbl-gate",
+    "no-context",
+    "shuffled-context",
+    "frozen-context",
+    "label-context",
+    "no-loop-deep-supervision",
+    "untied",
+    "wider-params",
+    "wider-flops",
+    "ensemble",
+    "loop-free",
+    "as-released-standard",
+    "as-released-cbl",
+    "as-released-standard-no-dropout",
+    "as-released-cbl-dropout",
+)
+DERIVED_ARMS = {"loop-free": ("cbl", 0)}
+"""Arms that are not trained: each is another arm's runs, read at one step."""
+ADAPTER_NAMES = ("film", "gate", "additive", "concat", "attention", "recurrent")
+SCHEDULE_NAMES = ("repropagate", "synchronous", "literal")
+WEIGHT_NAMES = ("uniform", "last", "linear", "geometric")
+STEP_NORM_NAMES = ("per_step", "shared", "frozen", "shared_tracked")
+SITE_NAMES = ("block1", "block2", "block3")
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,11 @@ class Recipe:
         noise: Share of the clips to which background noise is mixed, in training only; in [0, 1].
         image_size: Height and width to which images of one's own are resized.
         seconds: Length to which sound of one's own is padded or cropped.
+        adapter: Feedback adapter of `cbl` and its controls, out of `ADAPTER_NAMES`; "" for each arm's own.
+        weights: lambda of the loss of `cbl` and its controls, out of `WEIGHT_NAMES`; "" for each arm's own.
+        schedule: Of the arms with a loop: "repropagate", "synchronous" or "literal".
+        sites: Blocks that feedback enters, out of `SITE_NAMES`, in that order; none for all three.
+        step_norm: How batch norms of the arms with a loop normalise at the steps, out of `STEP_NORM_NAMES`.
         damaged: What to do with a file of sound, or of images of one's own, that cannot be decoded: "refuse" or "skip"
             (with a warning that names it).
 
@@ -81,6 +111,11 @@ class Recipe:
     image_size: int = 32
     seconds: float = 1.0
     damaged: str = "refuse"
+    adapter: str = ""
+    weights: str = ""
+    schedule: str = "repropagate"
+    sites: tuple[str, ...] = ()
+    step_norm: str = "per_step"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -92,11 +127,20 @@ class Recipe:
         for arm in self.arms:
             if arm not in ARM_NAMES:
                 raise ValueError(f"unknown arm '{arm}'{_closest(arm, ARM_NAMES)} Arms: {', '.join(ARM_NAMES)}.")
+            source, step = DERIVED_ARMS.get(arm, (arm, 0))
+            if source not in self.arms:
+                raise ValueError(f"arm '{arm}' is '{source}' read at step {step}: name '{source}' among the arms too.")
+
+    @property
+    def trained_arms(self) -> tuple[str, ...]:
+        """The arms that have runs of their own."""
+        return tuple(arm for arm in self.arms if arm not in DERIVED_ARMS)
 
     def as_dict(self) -> dict[str, object]:
         """The recipe as flat keys and plain values, as TOML and JSON hold them; without options that are not used."""
         fields = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
-        return {**{field.name: getattr(self, field.name) for field in fields}, "arms": list(self.arms)}
+        values = {field.name: getattr(self, field.name) for field in fields}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def as_toml(self) -> str:
         """The recipe as TOML text; `read_recipe` gives the same recipe back."""
@@ -111,7 +155,8 @@ def differences(found: Mapping[str, object], recipe: Recipe) -> list[str]:
         >>> differences({**recipe.as_dict(), "seeds": 99, "alpha": 0.5}, recipe)
         ['alpha is 0.5 there, 0.0 here']
     """
-    there, here = {**_OPTIONAL, **found}, {**_OPTIONAL, **recipe.as_dict()}
+    defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in _OPTIONAL.items()}
+    there, here = {**defaults, **found}, {**defaults, **recipe.as_dict()}
     keys = [key for key in here if key not in EXTENSIBLE and there.get(key) != here[key]]
     return [f"{key} is {_shown(there.get(key))} there, {_shown(here[key])} here" for key in keys]
 
@@ -255,5 +300,13 @@ _RANGES: dict[str, tuple[Callable[..., bool], str]] = {
     "noise": (lambda v: 0 <= v <= 1, "in [0, 1]"),
     "image_size": (lambda v: v >= 8, ">= 8 (three poolings halve it)"),
     "seconds": (lambda v: 0.1 <= v <= 60, "in [0.1, 60]"),
+    "adapter": (lambda v: v in ("", *ADAPTER_NAMES), f"one of {', '.join(ADAPTER_NAMES)}"),
+    "weights": (lambda v: v in ("", *WEIGHT_NAMES), f"one of {', '.join(WEIGHT_NAMES)}"),
+    "schedule": (lambda v: v in SCHEDULE_NAMES, f"one of {', '.join(SCHEDULE_NAMES)}"),
+    "sites": (
+        lambda v: v == tuple(site for site in SITE_NAMES if site in v),
+        f"out of {', '.join(SITE_NAMES)}, in this order, none twice",
+    ),
+    "step_norm": (lambda v: v in STEP_NORM_NAMES, f"one of {', '.join(STEP_NORM_NAMES)}"),
     "damaged": (lambda v: v in ("refuse", "skip"), '"refuse" or "skip"'),
 }

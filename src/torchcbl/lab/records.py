@@ -90,7 +90,8 @@ class Record:
         versions: Of torchcbl, torch, python, lightning and numpy.
         machine: `system`, `processor`, `cores`, `threads`, `device`.
         parameters: How many scalars: `backbone`, `added`.
-        flops: Per sample: `first` (step 0), `step` (one more step), `inference` (first + T * step).
+        flops: Per sample: `first` (step 0), `step` (one more step), `inference` (first + T * step), and `training`
+            (forward and backward of the loss), which records of earlier versions have not.
         epochs: One entry per epoch, in order.
         test: The test result.
         seconds: Wall-clock: `training`, and `total` with set-up and test, summed over interruptions.
@@ -241,7 +242,7 @@ def _record(data: object) -> Record:
         versions={key: _of(str, item, key) for key, item in _of(dict, fields["versions"], "versions").items()},
         machine=_of(dict, fields["machine"], "machine"),
         parameters=_keyed(int, fields["parameters"], "parameters", ("backbone", "added")),
-        flops=_keyed(float, fields["flops"], "flops", ("first", "step", "inference")),
+        flops=_keyed(float, fields["flops"], "flops", ("first", "step", "inference"), optional=("training",)),
         epochs=tuple(_epoch(item) for item in _of(list, fields["epochs"], "epochs")),
         test=_test(_of(dict, fields["test"], "test")),
         seconds=_keyed(float, fields["seconds"], "seconds", ("training", "total")),
@@ -294,6 +295,9 @@ def _numbers(value: object, key: str) -> tuple[float, ...]:
     return tuple(_of(float, item, key) for item in _of(list, value, key))
 
 
-def _keyed(kind: type[Kind], value: object, key: str, names: tuple[str, ...]) -> dict[str, Kind]:
+def _keyed(
+    kind: type[Kind], value: object, key: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, Kind]:
     fields = _of(dict, value, key)
-    return {name: _of(kind, fields[name], f"{key}.{name}") for name in names}
+    present = (*names, *(name for name in optional if name in fields))
+    return {name: _of(kind, fields[name], f"{key}.{name}") for name in present}

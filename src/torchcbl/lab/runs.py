@@ -66,7 +66,7 @@ def all_runs(recipe: Recipe, out: Path, data: Path | None = None) -> list[Run]:
         >>> [run.name for run in all_runs(load_recipe("demo", {"seeds": "1"}), Path("out"))]
         ['standard-seed0', 'cbl-seed0', 'cbl-gate-seed0']
     """
-    return [Run(recipe, arm, seed, out, data) for seed in range(recipe.seeds) for arm in recipe.arms]
+    return [Run(recipe, arm, seed, out, data) for seed in range(recipe.seeds) for arm in recipe.trained_arms]
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
-import safetensors.torch
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-import torchcbl as cbl
-from torchcbl.files import write_atomically
-from torchcbl.lab.arms import example_of
+from torchcbl.lab.arms import example_of, find_arm
+from torchcbl.lab.arms.contexts import told
+from torchcbl.lab.arms.matched import training_flops
 from torchcbl.lab.checkpoints import DurableCheckpointIO, usable_checkpoint
 from torchcbl.lab.costs import count_flops, count_parameters
 from torchcbl.lab.data import Dataset, load_dataset
@@ -27,6 +26,7 @@ from torchcbl.lab.experiment import Experiment
 from torchcbl.lab.machine import describe_machine, versions
 from torchcbl.lab.records import SCHEMA, Record, write_record
 from torchcbl.lab.runs import Run, RunState
+from torchcbl.lab.weights import save_weights
 
 REPORT_SECONDS = 2.0
 
@@ -65,11 +65,7 @@ def train(run: Run, report: Callable[[RunState], None] = lambda state: None) -> 
 
 def save_model(run: Run, model: nn.Module, dataset: Dataset) -> None:
     """Keep a run's weights in `run.model`, with the form of its data and what leads from raw data to its input."""
-    model.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    if isinstance(model, cbl.ContextLoop):
-        model.save(str(run.model), include_backbone=True)
-    else:
-        write_atomically(run.model / "model.safetensors", safetensors.torch.save(model.state_dict()))
+    save_weights(model, run.model)
     dataset.form.save(run.model)
     dataset.save_front_end(run.model)
 
@@ -160,8 +156,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _record(run: Run, experiment: Experiment, device: str) -> Record:
-    model = experiment.model.to("cpu")
-    backbone = model.backbone if isinstance(model, cbl.ContextLoop) else model
+    model, shape, classes = experiment.model.to("cpu"), experiment.dataset.form.shape, experiment.dataset.form.classes
+    example, arm = example_of(shape), experiment.arm
+    with told(torch.zeros(len(example), dtype=torch.long)):
+        flops = count_flops(model, example)
     assert experiment.test_record is not None
     return Record(
         schema=SCHEMA,
@@ -171,11 +169,11 @@ def _record(run: Run, experiment: Experiment, device: str) -> Record:
         recipe=run.recipe.as_dict(),
         versions=versions(),
         machine=describe_machine(torch.get_num_threads(), device),
-        parameters=count_parameters(model, backbone),
-        flops=count_flops(model, example_of(experiment.dataset.form.shape, size=1)),
+        parameters=count_parameters(model, arm.backbone(model)),
+        flops={**flops, "training": training_flops(find_arm(run.arm), run.recipe, shape, len(classes))},
         epochs=tuple(experiment.epochs),
         test=experiment.test_record,
         seconds={"training": sum(epoch.seconds for epoch in experiment.epochs), "total": experiment.seconds},
-        classes=experiment.dataset.form.classes,
+        classes=classes,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
