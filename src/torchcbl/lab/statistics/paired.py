@@ -1,77 +1,19 @@
-"""Paired comparison of arms: differences, intervals, tests and effect sizes."""
+"""Paired comparison of two arms: differences, intervals, tests and effect sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from torchcbl.lab.statistics.summary import Interval, t_interval
+
 SIGNIFICANCE = 0.05
 RESAMPLES = 9999
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a set of runs scored.
-
-    Args:
-        n: Number of runs.
-        mean: Their mean.
-        std: Sample standard deviation (divisor n - 1); None for one run.
-        minimum: The lowest.
-        maximum: The highest.
-    """
-
-    n: int
-    mean: float
-    std: float | None
-    minimum: float
-    maximum: float
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Summarise the scores of one arm.
-
-    A NaN among the values makes every number NaN: a run that failed is not quietly left out.
-
-    Args:
-        values: One score per run, at least one.
-
-    Raises:
-        ValueError: There are no values.
-
-    Example:
-        >>> summarise([78.0, 79.0, 80.0])
-        Summary(n=3, mean=79.0, std=1.0, minimum=78.0, maximum=80.0)
-    """
-    if not values:
-        raise ValueError("summarise needs at least one score, got none: finish a run of the arm first")
-    scores = np.asarray(values, dtype=float)
-    std = float(scores.std(ddof=1)) if scores.size > 1 else None
-    return Summary(scores.size, float(scores.mean()), std, float(scores.min()), float(scores.max()))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A range built to hold the true mean difference in 95 of 100 studies like this one.
-
-    Args:
-        low: Lower end, in points.
-        high: Upper end, in points.
-    """
-
-    low: float
-    high: float
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        return f"{self.low:.2f} to {self.high:.2f}"
 
 
 @dataclass(frozen=True)
@@ -186,82 +128,6 @@ def compare(
         wilcoxon=_wilcoxon(differences),
     )
     return _with_t(result, differences)
-
-
-def compare_all(
-    scores: Mapping[str, Mapping[int, float]], baseline: str, *, planned: int = 0, bootstrap_seed: int = 0
-) -> list[Comparison]:
-    """Compare every arm with the baseline, p-values corrected by Holm's method for the number of tests.
-
-    Args:
-        scores: Score by seed for every arm, in points.
-        baseline: Name of the arm that the others are held against.
-        planned: Number of comparisons the study is to make. Those that cannot be tested yet count all the same, so
-            that stopping a study early does not weaken the correction.
-        bootstrap_seed: As in `compare`.
-
-    Returns:
-        One comparison per other arm, in the order of `scores`; none where the baseline itself has no scores.
-
-    Example:
-        >>> scores = {"standard": {0: 78.0, 1: 78.4}, "cbl": {0: 79.0, 1: 79.5}, "gate": {0: 77.0, 1: 78.5}}
-        >>> [result.num_comparisons for result in compare_all(scores, "standard")]
-        [2, 2]
-    """
-    if baseline not in scores:
-        return []
-    results = [
-        compare(scores[arm], scores[baseline], names=(arm, baseline), bootstrap_seed=bootstrap_seed)
-        for arm in scores
-        if arm != baseline
-    ]
-    p_values = [result.t_test.p for result in results if result.t_test]
-    count = max(planned, len(p_values))
-    corrected = iter(holm(p_values + [1.0] * (count - len(p_values))))
-    return [
-        replace(result, num_comparisons=count, p_holm=next(corrected)) if result.t_test else result
-        for result in results
-    ]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for having made several tests: the i-th smallest of k is times k - i + 1 (Holm 1979).
-
-    Args:
-        p_values: Each in [0, 1].
-
-    Returns:
-        The corrected values in the same order, each in [0, 1] and none below its original.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    corrected = [0.0] * len(p_values)
-    running = 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = running
-    return corrected
-
-
-def t_interval(values: Sequence[float]) -> Interval | None:
-    """Return Student's 95% interval of the mean; None without spread or with one value.
-
-    Args:
-        values: One number per run, at least one.
-
-    Example:
-        >>> print(t_interval([1.0, 2.0, 3.0]))
-        -0.48 to 4.48
-    """
-    numbers = np.asarray(values, dtype=float)
-    if numbers.size < 2 or np.ptp(numbers) == 0:
-        return None
-    mean, std = float(numbers.mean()), float(numbers.std(ddof=1))
-    margin = float(stats.t.ppf(0.975, numbers.size - 1)) * std / math.sqrt(numbers.size)
-    return Interval(mean - margin, mean + margin)
 
 
 def _with_t(result: Comparison, differences: NDArray[np.float64]) -> Comparison:
