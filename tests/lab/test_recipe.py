@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from torchcbl.lab.recipe import ARM_NAMES, Recipe, differences, load_recipe, read_recipe, recipe_names
+from torchcbl.lab.recipe import Recipe, differences, load_recipe, read_recipe, recipe_names
 from torchcbl.lab.sources import SOURCES
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchcbl.lab.refining import Refining
+
 
 def count_parameters(model: nn.Module, backbone: nn.Module) -> dict[str, int]:
     """Count scalars: those of the backbone, and those that feedback adds."""
@@ -23,7 +25,7 @@ def count_flops(model: nn.Module, example: Tensor) -> dict[str, float]:
         example: Images (B, C, H, W).
     """
     whole = _flops(model, example, None)
-    if not hasattr(model, "refine"):
+    if not isinstance(model, Refining):
         return {"first": whole, "step": 0.0, "inference": whole}
     first = _flops(model, example, 0)
     return {"first": first, "step": _flops(model, example, 1) - first, "inference": whole}
@@ -47,7 +49,7 @@ def _flops(model: nn.Module, example: Tensor, steps: int | None) -> float:
     mode = model.training
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if hasattr(model, "refine"):
+        if isinstance(model, Refining):
             model.refine(example, steps=steps)
         else:
             model(example)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchcbl.lab.arms.seeds import seeded
 from torchcbl.lab.networks import StandardCNN
 from torchcbl.lab.recipe import DERIVED_ARMS, Recipe
+from torchcbl.lab.refining import Refining
 
 Shape = tuple[int, int, int]
 
@@ -77,7 +78,7 @@ class Arm(ABC):
         Raises:
             ValueError: An oracle arm is not told the classes.
         """
-        return model.refine(x).outputs if hasattr(model, "refine") else (model(x),)
+        return model.refine(x).outputs if isinstance(model, Refining) else (model(x),)
 
     def loss(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Compute the training loss."""

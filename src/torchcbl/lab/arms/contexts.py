@@ -80,8 +80,9 @@ class FrozenContext(nn.Linear):
         kept = _first.get()
         if kept is None:
             raise ValueError("FrozenContext runs outside a FrozenLoop, which says where a call begins: use that.")
+        z = super().forward(source)  # at every step, so that its cost is the method's
         if not kept:
-            kept.append(super().forward(source))
+            kept.append(z)
         if len(kept[0]) != len(source):
             raise ValueError(
                 f"frozen-context keeps z of {len(kept[0])} samples, but {len(source)} are left in the batch: run it "

@@ -71,7 +71,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logarithm of the mean probabilities (B, K)."""
         log_probs = torch.stack([F.log_softmax(member(x), dim=-1) for member in self.members])
-        return log_probs.logsumexp(0) - torch.log(torch.tensor(float(len(self.members))))
+        return log_probs.logsumexp(0) - math.log(len(self.members))
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,9 @@ def widths_by_flops(recipe: Recipe, shape: Shape, num_classes: int) -> Widths:
         nearest = widths
     assert nearest is not None
     if miss(nearest) > FLOP_TOLERANCE * target:  # of narrow networks: one channel is a large step
-        around = itertools.product(*((max(1, w - 1), w, w + 1) for w in nearest[:3]))
-        nearest = min(((*blocks, nearest[3]) for blocks in around), key=miss)
+        a, b, c, hidden = nearest
+        moves = itertools.product((-1, 0, 1), repeat=3)
+        nearest = min(((max(1, a + i), max(1, b + j), max(1, c + k), hidden) for i, j, k in moves), key=miss)
     return _accept(nearest, _plain_flops(nearest, shape, num_classes), target, FLOP_TOLERANCE, "wider-flops", "FLOPs")
 
 

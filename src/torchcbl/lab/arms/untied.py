@@ -61,7 +61,7 @@ class Untied(nn.Module):
         """Compute y_T (B, K)."""
         return self.refine(x).output
 
-    def refine(self, x: Tensor, steps: int | None = None) -> cbl.Refinement:
+    def refine(self, x: Tensor, *, steps: int | None = None) -> cbl.Refinement:
         """Compute y_0..y_T.
 
         Args:
@@ -76,12 +76,12 @@ class Untied(nn.Module):
 
     def _run(self, step: int, x: Tensor, z: Tensor | None, old: dict[str, Tensor]) -> Tensor:
         """Run one copy; `old` holds the hidden states of the one before, and then this one's."""
-        h, backbone = x, self.copies[step]
+        h, backbone, adapters = x, self.copies[step], self.adapters[step - 1] if step else nn.ModuleDict()
         assert isinstance(backbone, StandardCNN)
+        assert isinstance(adapters, nn.ModuleDict)
         for site in SITES:
             h = backbone.get_submodule(site)(h)
-            adapters = self.adapters[step - 1] if step else {}
-            if z is not None and site in adapters:
+            if site in adapters:
                 refined = adapters[site](h, z)
                 h = refined if self.alpha == 0 else self.alpha * old[site] + (1 - self.alpha) * refined
             old[site] = h
