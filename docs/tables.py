@@ -3,7 +3,7 @@
     python docs/tables.py [--check]
 
 Each pair of comments `<!-- results:NAME -->` and `<!-- /results:NAME -->` holds the tables of `results/NAME`, as
-`torchcbl report` makes them from the records alone; `robustness:NAME` those of `torchcbl robustness`.
+`torchcbl report` makes them from the records alone; `robustness:NAME` those of `torchcbl robustness`; `arms:all` the table of arms.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from torchcbl.files import write_atomically
+from torchcbl.lab.arms import ARMS
 from torchcbl.lab.recipe import read_recipe
 from torchcbl.lab.report import build_report
 from torchcbl.lab.report.robustness import sentences
@@ -23,7 +24,7 @@ from torchcbl.lab.report.robustness import tables as noise_tables
 from torchcbl.lab.robustness import Robustness, read_noisy
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "speech.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls")))
 
 
 def tables(name: str) -> str:
@@ -44,7 +45,14 @@ def robustness(name: str) -> str:
     return "\n".join([parts[0], "".join(f"- {sentence}\n" for sentence in sentences(found)), *parts[1:]])
 
 
-KINDS = {"results": tables, "robustness": robustness}
+def arms(_: str) -> str:
+    """Write what each arm isolates and holds equal."""
+    rows = ["| Arm | What `cbl` adds beyond it is evidence for | Held equal |", "| :-- | :-- | :-- |"]
+    rows += [f"| `{arm.name}` | {arm.isolates} | {arm.holds_equal} |" for arm in ARMS.values()]
+    return "\n".join(rows)
+
+
+KINDS = {"arms": arms, "results": tables, "robustness": robustness}
 
 
 def filled(text: str) -> str:
