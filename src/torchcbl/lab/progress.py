@@ -100,6 +100,10 @@ class Display:
         if state.epoch_finished:
             self.epoch_finished(row)
 
+    def note(self, text: str) -> None:
+        """Say something in between."""
+        self.console.print(text, markup=False)
+
     def finish(self, run: Run, problem: str | None) -> None:
         """A run has ended, well unless there is a problem."""
         row = self.rows.pop(run.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,17 @@ class Scores:
         self._losses = losses if self._losses is None else self._losses + losses
         self._counts = counts if self._counts is None else self._counts + counts
         self.n += len(target)
+
+    def sum_up(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Add up with the scores of other processes.
+
+        Args:
+            add: Gives the sum over all processes of a tensor that each has.
+        """
+        assert self._losses is not None
+        assert self._counts is not None
+        self._losses, self._counts = add(self._losses), add(self._counts)
+        self.n = int(add(torch.tensor(self.n, device=self._counts.device)))
 
     @property
     def loss(self) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from torchcbl.lab.arms import example_of, find_arm
 from torchcbl.lab.arms.contexts import told
@@ -22,8 +23,10 @@ from torchcbl.lab.arms.matched import training_flops
 from torchcbl.lab.checkpoints import DurableCheckpointIO, usable_checkpoint
 from torchcbl.lab.costs import count_flops, count_parameters
 from torchcbl.lab.data import Dataset, load_dataset
+from torchcbl.lab.distributed import RankEnvironment, leave, trainer_options, whole
 from torchcbl.lab.experiment import Experiment
 from torchcbl.lab.machine import describe_machine, versions
+from torchcbl.lab.ranks import ALONE, Rank
 from torchcbl.lab.records import SCHEMA, Record, write_record
 from torchcbl.lab.runs import Run, RunState
 from torchcbl.lab.weights import save_weights
@@ -31,7 +34,7 @@ from torchcbl.lab.weights import save_weights
 REPORT_SECONDS = 2.0
 
 
-def train(run: Run, report: Callable[[RunState], None] = lambda state: None) -> Record:
+def train(run: Run, report: Callable[[RunState], None] = lambda state: None, rank: Rank = ALONE) -> Record:
     """Train one run to its end, from its checkpoint if there is one, and write its record and weights.
 
     With the same number of threads, a run that was interrupted, by whatever, ends with the same numbers as one
@@ -40,6 +43,7 @@ def train(run: Run, report: Callable[[RunState], None] = lambda state: None) -> 
     Args:
         run: What to train and where its files lie.
         report: Called with the state of the training, every few seconds and at the end of each epoch.
+        rank: Which of the run's processes this is, where several train it; the first alone reports and writes.
 
     Returns:
         The record, which has also been written to `run.record`.
@@ -48,19 +52,39 @@ def train(run: Run, report: Callable[[RunState], None] = lambda state: None) -> 
         OSError: A file could not be written.
     """
     dataset = load_dataset(run.recipe, run.data)
-    experiment = Experiment(run, dataset)
-    for half_written in run.folder.glob(f".{run.checkpoint.name}.*"):
-        half_written.unlink()
+    experiment = Experiment(run, dataset, rank)
+    if rank.leads:
+        _tidy(run)
     with _quiet():
         checkpoint = usable_checkpoint(run.checkpoint)
-        trainer = _trainer(run, report)
+        trainer = _trainer(run, report, rank)
         trainer.fit(experiment, ckpt_path=checkpoint)
         trainer.test(experiment, verbose=False)
-    record = _record(run, experiment, trainer.strategy.root_device.type)
-    save_model(run, experiment.model, dataset)
-    write_record(run.out, record)
-    run.checkpoint.unlink(missing_ok=True)
+    model = _whole_model(experiment)
+    leave()
+    record = _record(run, experiment, model, trainer.strategy.root_device.type)
+    if rank.leads:
+        save_model(run, model, dataset)
+        write_record(run.out, record)
+        run.checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _tidy(run: Run) -> None:
+    """Remove what an earlier sitting left behind and this one does not go on from."""
+    for half_written in run.folder.glob(f".{run.checkpoint.name}.*"):
+        half_written.unlink()
+    shutil.rmtree(run.folder / "logs", ignore_errors=True)
+
+
+def _whole_model(experiment: Experiment) -> nn.Module:
+    """Give the trained model, on the CPU and in one piece."""
+    if not isinstance(experiment, FSDPModule):
+        return experiment.model.to("cpu")
+    state, form = whole(experiment.model), experiment.dataset.form
+    model = experiment.arm.build(experiment.run.recipe, form.shape, form.num_classes, experiment.run.seed)
+    model.load_state_dict(state)
+    return model
 
 
 def save_model(run: Run, model: nn.Module, dataset: Dataset) -> None:
@@ -115,9 +139,8 @@ class _Reporter(Callback):
         )
 
 
-def _trainer(run: Run, report: Callable[[RunState], None]) -> Trainer:
+def _trainer(run: Run, report: Callable[[RunState], None], rank: Rank) -> Trainer:
     """Make a Trainer that keeps one checkpoint, the last finished epoch's, and prints nothing."""
-    shutil.rmtree(run.folder / "logs", ignore_errors=True)
     keep = ModelCheckpoint(
         dirpath=run.folder,
         filename=run.checkpoint.stem,
@@ -128,11 +151,11 @@ def _trainer(run: Run, report: Callable[[RunState], None]) -> Trainer:
     return Trainer(
         max_epochs=run.recipe.epochs,
         accelerator="auto",
-        devices=1,
+        **trainer_options(rank),
         deterministic="warn",
         logger=[loggers(run.folder, name="logs", version="") for loggers in (CSVLogger, TensorBoardLogger)],
-        callbacks=[keep, _Reporter(report)],
-        plugins=[DurableCheckpointIO()],
+        callbacks=[keep, *([_Reporter(report)] if rank.leads else [])],
+        plugins=[DurableCheckpointIO(), RankEnvironment(rank)],
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -155,8 +178,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _record(run: Run, experiment: Experiment, device: str) -> Record:
-    model, shape, classes = experiment.model.to("cpu"), experiment.dataset.form.shape, experiment.dataset.form.classes
+def _record(run: Run, experiment: Experiment, model: nn.Module, device: str) -> Record:
+    shape, classes = experiment.dataset.form.shape, experiment.dataset.form.classes
     example, arm = example_of(shape), experiment.arm
     with told(torch.zeros(len(example), dtype=torch.long)):
         flops = count_flops(model, example)
@@ -168,7 +191,7 @@ def _record(run: Run, experiment: Experiment, device: str) -> Record:
         seed=run.seed,
         recipe=run.recipe.as_dict(),
         versions=versions(),
-        machine=describe_machine(torch.get_num_threads(), device),
+        machine={**describe_machine(torch.get_num_threads(), device), **experiment.rank.spread.describe()},
         parameters=count_parameters(model, arm.backbone(model)),
         flops={**flops, "training": training_flops(find_arm(run.arm), run.recipe, shape, len(classes))},
         epochs=tuple(experiment.epochs),

@@ -1,52 +1,95 @@
-"""The process of one run: trains, sends its state to the study, and never outlives it."""
+"""The process of one run, or of one of its ranks: trains, sends its state, and never outlives who started it."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import platform
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from torchcbl.lab.locks import hold
+from torchcbl.lab.ranks import ALONE, Rank
 from torchcbl.lab.runs import Run
+
+LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a run failed: the last line of its traceback."""
+    """Why a run failed.
+
+    Args:
+        reason: The last line of its traceback, or how its process ended.
+        lost: Whether its process went away from outside, so that the run may go on elsewhere.
+    """
 
     reason: str
+    lost: bool = False
 
 
-def work(run: Run, threads: int, connection: Connection) -> None:
+def work(
+    run: Run,
+    threads: int,
+    connection: Connection,
+    rank: Rank = ALONE,
+    ignored: Sequence[int] = (signal.SIGINT,),
+) -> None:
     """Train one run in this process; its `RunState`s go to the connection, a `Problem` if it fails.
 
     Args:
         run: What to train.
         threads: Threads for torch.
         connection: Where to send to.
+        rank: Which of the run's processes this is.
+        ignored: Signals that the one who started this process deals with: Ctrl-C reaches every process.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the study ends its own
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _print_into(run)
-        import torch
-
-        from torchcbl.lab.training import train
-
-        torch.set_num_threads(threads)
-        train(run, connection.send)
+        with _alone(run) if rank.leads else contextlib.nullcontext():
+            if not run.record.exists():  # or who was taken for dead has finished it meanwhile
+                _train(run, threads, connection, rank)
     except Exception as error:
         connection.send(Problem(traceback.format_exception_only(error)[-1].strip()))
         traceback.print_exc()  # last, because a full disk may refuse it
         sys.exit(1)
 
 
+def _train(run: Run, threads: int, connection: Connection, rank: Rank) -> None:
+    began = "goes on from its checkpoint" if run.checkpoint.exists() else "begins"
+    print(f"{run.name} {began} on {platform.node()}, process {os.getpid()}, rank {rank.number}", flush=True)
+    import torch
+
+    from torchcbl.lab.training import train
+
+    torch.set_num_threads(threads)
+    train(run, connection.send, rank)
+
+
+@contextlib.contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keep a second process of the same run out, as of a machine that was taken for dead."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(run.folder / ".lock", LOCK_SECONDS))
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"another process has been at work in {run.folder} for {LOCK_SECONDS:.0f} s: end it, then run again."
+            ) from error
+        yield
+
+
 def _die_with_parent() -> None:
-    """Wait for the study's end, even by SIGKILL, and end at once: a checkpoint is whole at any moment."""
+    """Wait for the parent's end, even by SIGKILL, and end at once: a checkpoint is whole at any moment."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

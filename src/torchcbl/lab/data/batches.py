@@ -16,9 +16,37 @@ PADDING = 4
 
 
 class ByEpoch:
-    """Batches whose order and augmentation depend on the epoch."""
+    """Batches whose order and augmentation depend on the epoch, whole or in shares."""
 
     epoch = 0
+    share, num_shares = 0, 1
+
+    def take_share(self, share: int, num_shares: int) -> None:
+        """Keep of every batch only the samples at `share`, `share` + `num_shares`, ...: one process's part of it.
+
+        All shares together are the batch. One that is left with nothing, as of a short last batch, gives the batch's
+        first two samples instead, which are not to be counted.
+
+        Raises:
+            ValueError: `share` is not in [0, num_shares).
+        """
+        if not 0 <= share < num_shares:
+            raise ValueError(f"share must be in [0, {num_shares}), got {share}")
+        self.share, self.num_shares = share, num_shares
+
+    def slices(self, count: int, batch_size: int) -> Iterator[slice]:
+        """Cut `count` samples into batches, and say where this share's are.
+
+        Example:
+            >>> batches = ByEpoch()
+            >>> batches.take_share(1, 2)
+            >>> [list(range(5))[chosen] for chosen in batches.slices(5, batch_size=4)]
+            [[1, 3], [4]]
+        """
+        for start in range(0, count, batch_size):
+            stop = min(start + batch_size, count)
+            first = start + self.share
+            yield slice(first, stop, self.num_shares) if first < stop else slice(start, min(start + 2, stop))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (counted from 0) whose order and augmentation the next iteration takes.
@@ -102,8 +130,7 @@ class Batches(ByEpoch):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         draws = self._draw()
-        for start in range(0, len(self._labels), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
+        for chosen in self.slices(len(self._labels), self.batch_size):
             indices = draws.order[chosen]
             pixels = self._pixels[indices.numpy()]
             if self.augment:

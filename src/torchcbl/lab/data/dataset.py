@@ -29,6 +29,9 @@ class EpochBatches(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order and augmentation come next."""
 
+    def take_share(self, share: int, num_shares: int) -> None:
+        """Keep of every batch only one process's part."""
+
 
 @dataclass(frozen=True)
 class Form:

@@ -91,8 +91,7 @@ class SoundBatches(ByEpoch):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.epoch
         order, masks = self._draw(epoch)
-        for start in range(0, len(self._clips), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
+        for chosen in self.slices(len(self._clips), self.batch_size):
             indices = order[chosen]
             with torch.no_grad():
                 x = self._front_end.normalise(self._log_mel(indices, epoch))

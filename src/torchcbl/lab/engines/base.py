@@ -1,0 +1,81 @@
+"""What an engine is: it does the runs of a study, several at a time, wherever they are to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from torchcbl.lab.ranks import Spread
+from torchcbl.lab.runs import Run
+
+if TYPE_CHECKING:
+    from torchcbl.lab.progress import Display
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not finish.
+
+    Args:
+        run: The run.
+        reason: The last line of what went wrong.
+    """
+
+    run: Run
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many runs at a time, and on how much each of them.
+
+    Args:
+        jobs: Runs at a time, >= 1; None leaves it to the engine.
+        threads: Threads of each process, >= 1; None shares out the cores. Their number can change the last bits of a
+            result.
+        spread: Over how many devices and machines one run is spread.
+
+    Raises:
+        ValueError: A number is below 1.
+    """
+
+    jobs: int | None = None
+    threads: int | None = None
+    spread: Spread = field(default_factory=Spread)
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs must be >= 1, got {self.jobs}: the number of runs at a time.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be >= 1, got {self.threads}: those of each process.")
+
+    def threads_of(self, cores: int, jobs: int) -> int:
+        """Share the cores of one machine out among the processes that run there at a time.
+
+        Example:
+            >>> Plan().threads_of(cores=8, jobs=3)
+            2
+        """
+        return self.threads or max(1, cores // (jobs * self.spread.devices))
+
+
+class Engine(Protocol):
+    """Do the runs of a study.
+
+    A run that fails by its own fault is a `Failure`; the others go on. On any way out of `work_off` nothing of it is
+    left at work.
+    """
+
+    def start(self, num_runs: int) -> None:
+        """Get ready, while the data is not loaded yet; settle how many runs go on at a time.
+
+        Args:
+            num_runs: How many runs the whole study has.
+
+        Raises:
+            ValueError: It cannot do what is asked for.
+            OSError: What it runs on is not there.
+        """
+
+    def work_off(self, runs: list[Run], display: Display) -> list[Failure]:
+        """Do some runs, from their checkpoints where there are any, and return those that failed."""
