@@ -16,16 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchcbl.lab.recipe import Recipe, load_recipe
+from torchcbl.lab.recipe import ARM_NAMES, Recipe, load_recipe
 from torchcbl.lab.records import EpochRecord, Record, TestRecord, read_records, write_record
 from torchcbl.lab.report import build_report, table, tables
+from torchcbl.lab.report.beyond import beyond, overall, sentences
 from torchcbl.lab.report.drawing import as_svg
-from torchcbl.lab.report.figures import colour, draw
+from torchcbl.lab.report.figures import colour, draw, marker
 from torchcbl.lab.report.findings import Findings, findings_of
+from torchcbl.lab.report.page import render
 from torchcbl.lab.report.verdict import format_p, verdict
 from torchcbl.lab.statistics import compare, compare_all
 
 ARMS = ("standard", "cbl", "cbl-gate")
+ONE_STEP = ("standard", "wider-params", "wider-flops", "ensemble", "loop-free", "as-released-standard")
+MANY = tuple(arm for arm in ARM_NAMES if not arm.startswith("as-released"))
 
 
 def a_recipe(arms: tuple[str, ...] = ARMS, seeds: int = 2, epochs: int = 3, name: str = "cifar10") -> Recipe:
@@ -33,8 +37,8 @@ def a_recipe(arms: tuple[str, ...] = ARMS, seeds: int = 2, epochs: int = 3, name
 
 
 def a_record(recipe: Recipe, arm: str, seed: int) -> Record:
-    rng = np.random.default_rng([ARMS.index(arm), seed])
-    loops = 1 if arm == "standard" else recipe.steps + 1
+    rng = np.random.default_rng([ARM_NAMES.index(arm), seed])
+    loops = 1 if arm in ONE_STEP else recipe.steps + 1
     epochs = []
     for epoch in range(1, recipe.epochs + 1):
         share = 1 - math.exp(-epoch / 4)
@@ -120,11 +124,14 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert "@import" not in source
     assert "url(http" not in source
-    assert page.tags.count("svg") == 4
-    assert page.tags.count("table") == 6
+    assert page.tags.count("svg") == 7
+    assert page.tags.count("table") == 8
     assert "cifar10: 2 seeds, 3 epochs (the paper's protocol: 5 seeds, 20 epochs)" in page.text
     assert "Complete: all 6 runs finished." in page.text
     for sentence in findings_of(a_study(recipe)).verdicts:
+        assert sentence in page.text
+    (found,) = beyond(findings_of(a_study(recipe)))
+    for sentence in (overall(found), *sentences(found)):
         assert sentence in page.text
     assert 'name="viewport"' in source
     assert "$" not in page.text
@@ -132,7 +139,10 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
         "validation_loss.png",
         "validation_accuracy.png",
         "accuracy_by_step.png",
+        "convergence_loss.png",
+        "convergence_accuracy.png",
         "paired_differences.png",
+        "beyond-cbl.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.figures)
 
@@ -140,7 +150,7 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
 def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     recipe = a_recipe()
     reports = [build_report(write_study(tmp_path / name, recipe, a_study(recipe))) for name in "ab"]
-    for paths in zip(*((report.page, report.table, *report.figures) for report in reports), strict=True):
+    for paths in zip(*((report.page, report.table, report.beyond, *report.figures) for report in reports), strict=True):
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -174,7 +184,7 @@ def test_smallest_studies_build(tmp_path: Path, seeds: int, epochs: int) -> None
     text = Page(build_report(write_study(tmp_path, recipe, records)).page.read_text("utf-8")).text
     assert ("no test possible with one seed" in text) is (seeds == 1)
     axes = draw(findings_of(records))["validation_loss"].axes[0]
-    titles = draw(findings_of(records))["paired_differences"].axes[0].get_title(loc="left")
+    titles = draw(findings_of(records))["paired_differences"].get_suptitle()
     assert ("No test possible" in titles) is (seeds == 1)
     assert all(line.get_marker() not in ("", "None") for line in axes.lines if line.get_linewidth() > 2)
 
@@ -240,8 +250,51 @@ def test_figures_show_every_run_and_the_mean() -> None:
     np.testing.assert_allclose(shown, findings_of(records).comparisons[0].differences)
 
 
-def test_colours_are_one_per_arm() -> None:
-    assert len({colour(arm) for arm in ARMS}) == len(ARMS)
+def test_convergence_shows_every_step_with_mean_and_band() -> None:
+    recipe = a_recipe(seeds=3, epochs=4)
+    records = a_study(recipe)
+    figure = draw(findings_of(records))["convergence_accuracy"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["cbl, n = 3", "cbl-gate, n = 3"]
+    of_arm = [record for record in records if record.arm == "cbl"]
+    runs = 100 * np.array([[epoch.validation_accuracy for epoch in run.epochs] for run in of_arm])
+    panel = figure.axes[0]
+    for step in range(recipe.steps + 1):
+        np.testing.assert_allclose(
+            np.asarray(panel.lines[step].get_ydata(), dtype=float), runs[:, :, step].mean(axis=0)
+        )
+        edges = panel.collections[step].get_paths()[0].vertices[:, 1]
+        assert (edges.min(), edges.max()) == pytest.approx((runs[:, :, step].min(), runs[:, :, step].max()))
+    assert panel.lines[-1].get_label() == "standard"
+
+
+def test_many_arms_stay_readable() -> None:
+    findings = findings_of(a_study(a_recipe(MANY, seeds=2, epochs=2)))
+    figures = draw(findings)
+    learning = figures["validation_loss"].axes[0]
+    named = list(learning.get_legend_handles_labels()[1])
+    assert named == ["10 controls, means", "standard, n = 2", "cbl, n = 2", "cbl-gate, n = 2"]
+    shown = [axes for axes in figures["convergence_loss"].axes if axes.axison]
+    assert [axes.get_title(loc="left").split(",")[0] for axes in shown] == list(MANY)
+    steps = [axes.get_title(loc="left").split(":")[0] for axes in figures["accuracy_by_step"].axes if axes.axison]
+    assert steps == [arm for arm in MANY if arm not in ONE_STEP]
+    page = Page(render(findings, figures, beyond(findings)))
+    assert page.tags.count("details") == 2
+    assert all(sentence in page.text for sentence in findings.verdicts)
+    assert "It is told the labels: an upper bound, no competitor." in page.text
+
+
+def test_a_study_of_the_released_pair_is_held_against_its_own_baseline() -> None:
+    findings = findings_of(a_study(a_recipe(("as-released-standard", "as-released-cbl"), seeds=3)))
+    assert findings.baseline == "as-released-standard"
+    assert "than as-released-standard" in findings.verdicts[0]
+    assert tables.differences(findings).header[0] == "Minus as-released-standard"
+    assert "training time of as-released-standard" in findings.costs[0]
+
+
+def test_arms_are_told_apart() -> None:
+    assert len({colour(arm) for arm in ("standard", "cbl", "no-context", "wider-params", "cbl-gate")}) == 5
+    assert len({(colour(arm), marker(arm)) for arm in ARM_NAMES}) == len(ARM_NAMES)
+    assert all(colour(arm) not in (colour("standard"), colour("cbl")) for arm in ARM_NAMES[2:])
     assert colour("some-later-arm") == colour("some-later-arm")
 
 
@@ -261,6 +314,7 @@ def test_terminal_table_is_plain_text() -> None:
     assert [line.split()[0] for line in lines[3:6]] == list(ARMS)
     assert len({len(line) for line in lines[3:6]}) == 1
     assert "after Holm's correction for 2 comparisons" in text
+    assert overall(beyond(findings_of(a_study(a_recipe(seeds=5))))[0]) in lines
     assert text.endswith("the training time of standard.")
 
 

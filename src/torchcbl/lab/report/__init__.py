@@ -22,18 +22,20 @@ class Report:
     Args:
         page: The HTML page; needs no other file.
         table: Results, verdicts and paired differences in Markdown.
+        beyond: What the loop adds beyond each control, in Markdown.
         figures: The figures as PNG.
     """
 
     page: Path
     table: Path
+    beyond: Path
     figures: tuple[Path, ...]
 
 
 def build_report(folder: Path) -> Report:
-    """Rebuild the report of a study from `recipe.toml` and `records/*.json` alone.
+    """Rebuild the report of a study from `recipe.toml`, `records/*.json` and, where they were taken, `measures/`.
 
-    Writes `report.html`, `table.md` and `figures/*.png` into the folder. The same records give the same
+    Writes `report.html`, `table.md`, `beyond.md` and `figures/*.png` into the folder. The same records give the same
     bytes; a study that is not finished gives a report that names the missing runs.
 
     Args:
@@ -45,21 +47,27 @@ def build_report(folder: Path) -> Report:
         OSError: The folder cannot be written.
     """
     # Imported here so that `table` and the command line need no matplotlib.
+    from torchcbl.lab.report.beyond import beyond, draw_beyond, markdown
     from torchcbl.lab.report.drawing import as_png
     from torchcbl.lab.report.figures import draw
     from torchcbl.lab.report.page import render
 
-    findings = Findings(read_recipe(folder / "recipe.toml"), tuple(read_records(folder)))
-    figures = draw(findings)
+    findings = Findings(read_recipe(folder / "recipe.toml"), tuple(read_records(folder)), folder)
+    figures, controls = draw(findings), beyond(findings)
+    drawn = {found.treatment: draw_beyond(found) for found in controls}
+    forests = {treatment: figure for treatment, figure in drawn.items() if figure is not None}
+    named = {**figures, **{f"beyond-{treatment}": figure for treatment, figure in forests.items()}}
     report = Report(
         page=folder / "report.html",
         table=folder / "table.md",
-        figures=tuple(folder / "figures" / f"{name}.png" for name in figures),
+        beyond=folder / "beyond.md",
+        figures=tuple(folder / "figures" / f"{name}.png" for name in named),
     )
-    for path, figure in zip(report.figures, figures.values(), strict=True):
+    for path, figure in zip(report.figures, named.values(), strict=True):
         write_atomically(path, as_png(figure))
     write_atomically(report.table, _markdown(findings))
-    write_atomically(report.page, render(findings, figures))
+    write_atomically(report.beyond, markdown(controls))
+    write_atomically(report.page, render(findings, figures, controls, forests))
     return report
 
 
@@ -72,8 +80,11 @@ def table(records: Sequence[Record]) -> str:
     Raises:
         ValueError: There are no records, two of the same run, or of different recipes.
     """
+    from torchcbl.lab.report.beyond import beyond, overall
+
     findings = findings_of(records)
-    lines = [tables.results(findings).as_text(), "", findings.progress, *findings.verdicts, *findings.costs]
+    said = [*findings.verdicts, *map(overall, beyond(findings)), *findings.costs]
+    lines = [tables.results(findings).as_text(), "", findings.progress, *said]
     return "\n".join(lines)
 
 

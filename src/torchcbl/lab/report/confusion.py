@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 
 from torchcbl.lab.report.drawing import INK, grid
 from torchcbl.lab.report.findings import Findings
+from torchcbl.lab.report.looks import MANY
 
 _MOST_LABELS = 12
 _PANEL = 1.9
 
 
 def draw_confusion(findings: Findings) -> Figure:
-    """Draw a confusion matrix for each arm (row) and step tau (column), all seeds together."""
+    """Draw a confusion matrix for each arm (row) and step tau (column), all seeds together; of many arms y_T alone."""
     matrices = {arm: confusion(findings, arm) for arm in findings.arms}
+    if len(matrices) > MANY:
+        return _last_steps(findings, matrices)
     steps = max(len(matrix) for matrix in matrices.values())
     figure, panels = grid(len(matrices), steps, _PANEL)
     for row, (arm, matrix) in enumerate(matrices.items()):
@@ -28,6 +31,20 @@ def draw_confusion(findings: Findings) -> Figure:
             else:
                 panel.set_axis_off()
         panels[row][0].set_ylabel("true class", fontsize=8)
+    figure.suptitle(_worst(findings, matrices), fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def _last_steps(findings: Findings, matrices: dict[str, NDArray[np.int64]]) -> Figure:
+    columns = 4
+    figure, panels = grid(-(-len(matrices) // columns), columns, _PANEL)
+    places = [panel for row in panels for panel in row]
+    for panel, (arm, matrix) in zip(places, matrices.items(), strict=False):
+        _draw(panel, matrix[-1], findings.classes)
+        panel.set_title(arm, fontsize=7, loc="left")
+    for unused in places[len(matrices) :]:
+        unused.set_axis_off()
+    figure.supylabel("true class", fontsize=8)
     figure.suptitle(_worst(findings, matrices), fontsize=9, x=0.01, ha="left")
     return figure
 

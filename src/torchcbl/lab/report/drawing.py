@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,15 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette: told apart with the common colour-vision deficiencies.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "os^Dvp"
+# The first six are Okabe and Ito's, told apart with the common colour-vision deficiencies; with the others, look at the
+# markers too.
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#8C564B", "#7B66D2", "#8A9A00", "#7F8790"),
+)
+MARKERS = "os^Dvp<>hP"
 INK = "#1c2733"
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
@@ -38,9 +44,10 @@ _STYLE: dict[Any, Any] = {
 
 
 def as_png(figure: Figure) -> bytes:
-    """Write a figure as PNG on white."""
+    """Write a figure as PNG on white; its layout is settled then."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")  # working it out again for the SVG takes as long as drawing
     return buffer.getvalue()
 
 
@@ -77,6 +84,32 @@ def canvas(height: float = 3.5) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def wide_canvas(height: float) -> tuple[Figure, Axes]:
+    """Make a figure with one set of axes that has room for long names beside them."""
+    figure = Figure(figsize=(7.4, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def panels(count: int, xlabel: str, ylabel: str, *, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """Make a figure with so many small axes, up to four in a row; they share the x-axis, and the y-axis if wanted."""
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.45 * columns + 0.4, 1.95 * rows + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey).ravel()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    for below in axes[max(0, count - columns) : count]:
+        below.tick_params(labelbottom=True)
+        below.set_xlabel(xlabel, fontsize=8)
+    figure.supylabel(ylabel, fontsize=9)
+    for each in axes:
+        each.tick_params(labelsize=8)
+        each.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure, list(axes[:count])
+
+
 def grid(rows: int, columns: int, panel: float) -> tuple[Figure, Sequence[Sequence[Axes]]]:
     """Make a figure with rows x columns axes of so many inches."""
     figure = Figure(figsize=(panel * columns + 0.6, panel * rows + 0.5), layout="constrained")
@@ -89,6 +122,15 @@ def title(axes: Axes, what: str, finding: str) -> None:
     axes.set_title(f"{what}\n{finding}" if finding else what, loc="left")
 
 
+def wrapped(start: str, parts: Sequence[str]) -> str:
+    """Join by commas, with a line break before what would run out of the figure."""
+    joined = start + ", ".join(part.replace(" ", "\0") for part in parts)
+    return textwrap.fill(joined, 58, break_on_hyphens=False).replace("\0", " ")
+
+
 def legend(figure: Figure, axes: Axes) -> None:
-    """Put the legend below the axes."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    """Put the legend below the axes, in as many columns as its names leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    room = int(13 * figure.get_figwidth())  # characters
+    columns = max(1, min(4, room // (6 + max(map(len, labels), default=1))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)

@@ -6,15 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
+from torchcbl.lab.derived import with_derived
 from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record, run_name
+from torchcbl.lab.report.roles import is_oracle
 from torchcbl.lab.report.verdict import verdict
 from torchcbl.lab.sources import SOURCES, Source
 from torchcbl.lab.statistics import Comparison, Summary, compare_all, summarise
 
 BASELINE = "standard"
+BASELINES = (BASELINE, "as-released-standard")
+_ORACLE = " It is told the labels: an upper bound, no competitor."
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Findings:
     Args:
         recipe: What was asked for.
         records: What was finished; at least one.
+        folder: Where the study lies; there is more to be read where its measures were taken.
 
     Raises:
         ValueError: There are no records, two of the same run, or one that was made with another recipe.
@@ -31,8 +37,10 @@ class Findings:
 
     recipe: Recipe
     records: tuple[Record, ...]
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "records", with_derived(self.records, self.recipe.arms))
         if not self.records:
             raise ValueError("no finished run to report: run `torchcbl compare` until one run has finished")
         names = [record.name for record in self.records]
@@ -57,7 +65,7 @@ class Findings:
     def missing(self) -> tuple[str, ...]:
         """Runs that the recipe asks for and that have no record."""
         finished = {record.name for record in self.records}
-        expected = [run_name(arm, seed) for arm in self.recipe.arms for seed in range(self.recipe.seeds)]
+        expected = [run_name(arm, seed) for arm in self.recipe.trained_arms for seed in range(self.recipe.seeds)]
         return tuple(name for name in expected if name not in finished)
 
     def runs(self, arm: str) -> list[Record]:
@@ -73,11 +81,17 @@ class Findings:
         """Summary of every arm's test accuracies, in per cent."""
         return {arm: summarise(list(self.scores(arm).values())) for arm in self.arms}
 
+    @property
+    def baseline(self) -> str:
+        """The plain network that the others are held against."""
+        present = {*self.recipe.arms, *self.arms}
+        return next((arm for arm in BASELINES if arm in present), BASELINE)
+
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Every other arm against `standard`, in points of test accuracy."""
-        planned = sum(arm != BASELINE for arm in {*self.recipe.arms, *self.arms})
-        return compare_all({arm: self.scores(arm) for arm in self.arms}, BASELINE, planned=planned)
+        """Every other arm against the baseline, in points of test accuracy."""
+        planned = sum(arm != self.baseline for arm in {*self.recipe.arms, *self.arms})
+        return compare_all({arm: self.scores(arm) for arm in self.arms}, self.baseline, planned=planned)
 
     @property
     def label(self) -> str:
@@ -111,7 +125,7 @@ class Findings:
     @property
     def progress(self) -> str:
         """How much of the study is there, and which runs are missing."""
-        expected = len(self.recipe.arms) * self.recipe.seeds
+        expected = len(self.recipe.trained_arms) * self.recipe.seeds
         if not self.missing:
             return f"Complete: all {_count(expected, 'run')} finished."
         finished = expected - len(self.missing)
@@ -120,29 +134,29 @@ class Findings:
     @property
     def verdicts(self) -> list[str]:
         """One sentence per comparison, or one that says why there is none."""
-        if BASELINE not in self.arms:
-            return [f"No finished run of the arm {BASELINE}: nothing to compare with."]
+        if self.baseline not in self.arms:
+            return [f"No finished run of the arm {self.baseline}: nothing to compare with."]
         if not self.comparisons:
-            return [f"No finished run of another arm than {BASELINE}: nothing to compare it with."]
-        return [verdict(comparison) for comparison in self.comparisons]
+            return [f"No finished run of another arm than {self.baseline}: nothing to compare it with."]
+        return [verdict(one) + (_ORACLE if is_oracle(one.treatment) else "") for one in self.comparisons]
 
     @property
     def costs(self) -> list[str]:
         """One sentence per arm on what it costs beside the baseline."""
-        if BASELINE not in self.arms:
+        if self.baseline not in self.arms:
             return []
         return [
             f"{arm} takes {self.relative(arm, 'inference'):.2f} times the FLOPs per {self.source.noun} and "
-            f"{self.relative(arm, 'training'):.2f} times the training time of {BASELINE}."
+            f"{self.relative(arm, 'training'):.2f} times the training time of {self.baseline}."
             for arm in self.arms
-            if arm != BASELINE
+            if arm != self.baseline
         ]
 
     def relative(self, arm: str, what: str) -> float:
         """Return the arm's cost over the baseline's: `inference` FLOPs or `training` seconds; else NaN."""
-        if BASELINE not in self.arms:
+        if self.baseline not in self.arms:
             return math.nan
-        cost, baseline = (self._cost(name, what) for name in (arm, BASELINE))
+        cost, baseline = (self._cost(name, what) for name in (arm, self.baseline))
         return cost / baseline if baseline > 0 else math.nan
 
     def _cost(self, arm: str, what: str) -> float:

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from torchcbl.files import write_atomically
-from torchcbl.lab.report.drawing import MARKERS, canvas, legend, styled, title
-from torchcbl.lab.report.figures import colour, place
+from torchcbl.lab.report.drawing import canvas, legend, styled, title
 from torchcbl.lab.report.findings import BASELINE
+from torchcbl.lab.report.looks import colour, marker
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 from torchcbl.lab.report.tables import NONE, Table, spread
 from torchcbl.lab.robustness import NoisyRun, Robustness
@@ -139,9 +139,7 @@ def _curves(found: Robustness) -> Figure:
         for curve in curves if len(curves) > 1 else ():
             axes.plot(x, curve, color=colour(arm), linewidth=0.8, alpha=0.45)
         mean = curves.mean(axis=0)
-        axes.plot(
-            x, mean, color=colour(arm), linewidth=2.2, marker=MARKERS[place(arm)], label=f"{arm}, n = {len(curves)}"
-        )
+        axes.plot(x, mean, color=colour(arm), linewidth=2.2, marker=marker(arm), label=f"{arm}, n = {len(curves)}")
         last.append(f"{arm} {mean[-1]:.1f}%")
     axes.set_xticks(x, ratios)
     axes.set_xlabel("Signal-to-noise ratio")

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from torchcbl.lab.report.drawing import as_svg
 
+_COLUMN = 5.0  # inches; wider figures take the page's width
+
 
 def write_page(title: str, template: str, **parts: str) -> str:
     """Fill a template of this folder with parts, each of them HTML, and put it into the shell.
@@ -35,7 +37,8 @@ def captioned(name: str, figure: Figure, caption: str) -> str:
         figure: The figure.
         caption: Its caption, plain text.
     """
-    return f"<figure>{as_svg(figure, name)}<figcaption>{escape(caption)}</figcaption></figure>\n"
+    wide = ' class="wide"' if figure.get_figwidth() > _COLUMN else ""
+    return f"<figure{wide}>{as_svg(figure, name)}<figcaption>{escape(caption)}</figcaption></figure>\n"
 
 
 def _template(name: str) -> Template:

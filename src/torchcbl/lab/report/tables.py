@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-from torchcbl.lab.report.findings import BASELINE, Findings
+from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.verdict import format_p
 from torchcbl.lab.statistics import Comparison, Summary, summarise
 
@@ -21,15 +21,17 @@ class Table:
         title: What it shows, with units.
         header: Names of the columns.
         rows: One tuple per row, as long as `header`.
+        words: Whether its cells hold words, which stand to the left and break into lines, rather than numbers.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    words: bool = False
 
     def as_markdown(self) -> str:
         """Write it as a GitHub-flavoured Markdown table under its title in bold."""
-        marks = (":--", *("--:" for _ in self.header[1:]))
+        marks = (":--", *(":--" if self.words else "--:" for _ in self.header[1:]))
         lines = [self.header, marks, *self.rows]
         return f"**{self.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -37,9 +39,10 @@ class Table:
         """Write it as an HTML table that scrolls inside its own box."""
         head = "".join(f'<th scope="col">{_unbroken(cell)}</th>' for cell in self.header)
         body = "".join(f"<tr>{_html_cells(row)}</tr>\n" for row in self.rows)
+        words = ' class="words"' if self.words else ""
         return (
             f'<p class="caption">{escape(self.title)}</p>\n'
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.title)}"><table>\n'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.title)}"><table{words}>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
         )
 
@@ -79,7 +82,7 @@ def results(findings: Findings) -> Table:
 def differences(findings: Findings) -> Table:
     """The paired differences to the baseline with intervals, tests and effect size."""
     header = (
-        f"Minus {BASELINE}|Mean|95% interval (t)|95% interval (bootstrap)|t (df)|p|p (Holm)"
+        f"Minus {findings.baseline}|Mean|95% interval (t)|95% interval (bootstrap)|t (df)|p|p (Holm)"
         "|Wilcoxon p (smallest possible)|Effect size d_z (Hedges g)|By seed"
     )
     return Table(
@@ -127,7 +130,7 @@ def cost(findings: Findings) -> Table:
         "Model|Parameters|of these added|MFLOPs, first pass|per further step|whole answer|ratio|Training seconds|ratio"
     )
     return Table(
-        f"Cost per {findings.source.noun} and per run; ratios to {BASELINE}",
+        f"Cost per {findings.source.noun} and per run; ratios to {findings.baseline}",
         tuple(header.split("|")),
         tuple(_cost_row(findings, arm) for arm in findings.arms),
     )

@@ -1,0 +1,187 @@
+"""The loop against each of its controls, worked out once for table, figure and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchcbl.lab.recipe import DERIVED_ARMS
+from torchcbl.lab.records import run_name
+from torchcbl.lab.report.beyond.answers import read_answers
+from torchcbl.lab.report.findings import Findings
+from torchcbl.lab.report.roles import arm_of, is_loop, is_oracle, same_network
+from torchcbl.lab.statistics import (
+    SIGNIFICANCE,
+    Comparison,
+    Interval,
+    McNemar,
+    Plan,
+    Practical,
+    compare,
+    compare_with_each,
+    mcnemar,
+    plan,
+    practical,
+    two_level_interval,
+)
+
+PREFERRED = "cbl"
+OWN_FIRST_STEP = "loop-free"
+
+
+@dataclass(frozen=True)
+class Control:
+    """The treatment held against one control; what the data cannot carry is None.
+
+    Args:
+        name: The control's.
+        comparison: Treatment minus control by seed, in points; p-values corrected over the controls.
+        isolates: What a difference is evidence for.
+        holds_equal: What the two have in common.
+        two_level: 95% interval for new seeds on new images; needs what every run answered to every image.
+        mcnemar: Where there is one pair: whether the two networks differ on images like these.
+        practical: How probable it is that the treatment is worse, practically equal or better.
+        plan: How many seeds a single test at 0.05 would need.
+        plan_holm: The same at 0.05 / k, the worst that Holm's correction asks for.
+    """
+
+    name: str
+    comparison: Comparison
+    isolates: str = ""
+    holds_equal: str = ""
+    two_level: Interval | None = None
+    mcnemar: McNemar | None = None
+    practical: Practical | None = None
+    plan: Plan | None = None
+    plan_holm: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """One treatment and its controls.
+
+    Args:
+        treatment: The arm asked about.
+        controls: By mean difference, the greatest first; those without a pair last.
+        bounds: Arms that are told the labels: upper bounds, outside the family of tests.
+        num_comparisons: Tests that the controls make together, those still to come included.
+        noun: What a test sample is: "image", "clip".
+    """
+
+    treatment: str
+    controls: tuple[Control, ...]
+    bounds: tuple[Control, ...]
+    num_comparisons: int
+    noun: str = "image"
+
+    def find(self, name: str) -> Control | None:
+        """Return the control of that name, if it is there."""
+        return next((control for control in self.controls if control.name == name), None)
+
+
+def beyond(findings: Findings) -> tuple[Beyond, ...]:
+    """Hold each treatment of a study against its controls.
+
+    The treatment is `cbl`, or the first loop that the recipe names; the loops of the released code are treatments of
+    their own. Controls are all arms on the same network that are no loop themselves and are not told the labels, and
+    the treatment's own step 0, read off the same runs.
+
+    Args:
+        findings: Of the study; in its folder, if it has one, lies what every run answered to every image, if that
+            was measured.
+
+    Returns:
+        One entry per treatment that has a finished run; none in a study without a loop.
+    """
+    return tuple(_against_controls(findings, treatment) for treatment in _treatments(findings))
+
+
+def _treatments(findings: Findings) -> list[str]:
+    loops = [arm for arm in findings.arms if is_loop(arm)]
+    own = [arm for arm in loops if same_network(arm, PREFERRED)]
+    released = [arm for arm in loops if arm not in own]
+    return [*([PREFERRED] if PREFERRED in own else own[:1]), *released]
+
+
+def _against_controls(findings: Findings, treatment: str) -> Beyond:
+    own = own_first_step(treatment)
+    names = [arm for arm in dict.fromkeys((*findings.recipe.arms, *findings.arms)) if _is_control(arm, treatment)]
+    bounds = [arm for arm in findings.arms if is_oracle(arm) and same_network(arm, treatment)]
+    scores = findings.scores(treatment)
+    against = {name: findings.scores(name) for name in names}
+    if _has_steps(findings, treatment):
+        against[own] = {run.seed: 100 * run.test.accuracy[0] for run in findings.runs(treatment)}
+    comparisons = compare_with_each(treatment, scores, against, planned=len(against))
+    controls = [_control(findings, comparison) for comparison in comparisons]
+    return Beyond(
+        treatment,
+        tuple(sorted(controls, key=_by_difference)),
+        tuple(_described(name, compare(scores, findings.scores(name), names=(treatment, name))) for name in bounds),
+        len(against),
+        findings.source.noun,
+    )
+
+
+def own_first_step(treatment: str) -> str:
+    """Name the treatment's own step 0 as a control."""
+    return OWN_FIRST_STEP if DERIVED_ARMS[OWN_FIRST_STEP] == (treatment, 0) else f"{treatment} at step 0"
+
+
+def _is_control(arm: str, treatment: str) -> bool:
+    return same_network(arm, treatment) and not is_loop(arm) and not is_oracle(arm) and arm not in DERIVED_ARMS
+
+
+def _has_steps(findings: Findings, arm: str) -> bool:
+    return all(len(run.test.accuracy) > 1 for run in findings.runs(arm))
+
+
+def _by_difference(control: Control) -> tuple[bool, float, str]:
+    mean = control.comparison.mean
+    return mean is None, -(mean or 0.0), control.name
+
+
+def _described(name: str, comparison: Comparison) -> Control:
+    arm = arm_of(OWN_FIRST_STEP if name == own_first_step(comparison.treatment) else name)
+    if arm is None:
+        return Control(name, comparison)
+    return Control(name, comparison, isolates=arm.isolates, holds_equal=arm.holds_equal)
+
+
+def _control(findings: Findings, comparison: Comparison) -> Control:
+    described = _described(comparison.baseline, comparison)
+    pair = _answers(findings, comparison)
+    values = comparison.differences
+    return Control(
+        described.name,
+        comparison,
+        isolates=described.isolates,
+        holds_equal=described.holds_equal,
+        two_level=two_level_interval(*pair) if pair else None,
+        mcnemar=mcnemar(pair[0][0], pair[1][0]) if pair and comparison.n == 1 else None,
+        practical=practical(values),
+        plan=plan(values),
+        plan_holm=plan(values, alpha=SIGNIFICANCE / comparison.num_comparisons),
+    )
+
+
+def _answers(findings: Findings, comparison: Comparison) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Find which images treatment and control had right in the paired runs, (S, N) each, if all were measured."""
+    folder = findings.folder
+    if folder is None or not comparison.n:
+        return None
+    own = comparison.baseline == own_first_step(comparison.treatment)
+    control, step = (comparison.treatment, 0) if own else (comparison.baseline, -1)
+    images = findings.records[0].test.n
+    first = _stacked(folder, comparison.treatment, comparison.seeds, -1, images)
+    second = _stacked(folder, control, comparison.seeds, step, images)
+    return None if first is None or second is None else (first, second)
+
+
+def _stacked(folder: Path, arm: str, seeds: Sequence[int], step: int, images: int) -> NDArray[np.bool_] | None:
+    found = [read_answers(folder, run_name(arm, seed)) for seed in seeds]
+    rows = [right[step] for right in found if right is not None and right.shape[1] == images]
+    return np.stack(rows) if len(rows) == len(seeds) else None

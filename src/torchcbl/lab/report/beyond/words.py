@@ -1,0 +1,189 @@
+"""What the loop adds beyond a control in plain words, which claim no more than the tests show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchcbl.lab.report.beyond.rows import PREFERRED, Beyond, Control
+from torchcbl.lab.report.findings import BASELINES
+from torchcbl.lab.report.verdict import format_p
+from torchcbl.lab.statistics import Comparison, Practical
+
+SURE = 0.95
+"""Probability from which on a practical answer counts as shown."""
+
+
+def sentences(found: Beyond) -> list[str]:
+    """Write one sentence per control, in the order of the table, then one per upper bound."""
+    return [*map(sentence, found.controls), *map(bound, found.bounds)]
+
+
+def sentence(control: Control) -> str:
+    """Say what the treatment adds beyond one control, and how sure that is.
+
+    Better or worse counts as shown where the t-test's p, corrected for all controls, is below 0.05; practically equal
+    where the mean difference lies within the region of practical equivalence with a probability of 0.95.
+
+    Args:
+        control: As `beyond` returns it.
+
+    Example:
+        >>> from torchcbl.lab.statistics import compare, plan, practical
+        >>> differences = (0.3, -0.1, 0.2, 0.1, 0.1)
+        >>> scores, zeros = dict(enumerate(differences)), dict.fromkeys(range(5), 0.0)
+        >>> comparison = compare(scores, zeros, names=("cbl", "no-context"))
+        >>> print(sentence(Control("no-context", comparison, practical=practical(differences), plan=plan(differences))))
+        Beyond no-context, the loop adds 0.12 points (95% -0.06 to 0.30, n = 5, p = 0.14): no difference shown;
+        practically equal, within 0.5 points with probability 0.997.
+    """
+    comparison = control.comparison
+    if comparison.mean is None:
+        return f"Beyond {control.name}: cannot say, no seed is finished in both."
+    if comparison.n == 1:
+        return f"{_start(control)} in the only paired run: cannot say, {_one_run(control)}."
+    if comparison.p_holm is None:
+        return f"{_start(control)} in each of {comparison.n} paired runs: cannot say, no test without spread."
+    correction = f" after Holm for {comparison.num_comparisons}" if comparison.num_comparisons > 1 else ""
+    numbers = f"95% {comparison.t_interval}, n = {comparison.n}, p {format_p(comparison.p_holm)}{correction}"
+    return f"{_start(control)} ({numbers}): {_outcome(control)}."
+
+
+def bound(control: Control) -> str:
+    """Say how far the treatment stays below an arm that is told the labels."""
+    comparison = control.comparison
+    if comparison.mean is None:
+        return f"{control.name} (upper bound, told the labels): no seed is finished in both."
+    where = "below" if comparison.mean <= 0 else "above"
+    interval = f"95% {comparison.t_interval}, " if comparison.t_interval else ""
+    return (
+        f"{control.name} (upper bound, told the labels): {subject(comparison.treatment)} lies "
+        f"{abs(comparison.mean):.2f} points {where} it ({interval}n = {comparison.n})."
+    )
+
+
+def overall(found: Beyond) -> str:
+    """Say which controls the treatment beats and which it does not: what explains its gain, if there is one."""
+    loop = subject(found.treatment)
+    shown = [control for control in found.controls if control.comparison.difference_shown]
+    beaten = [control for control in shown if _mean(control.comparison) > 0]
+    lost = [control for control in shown if control not in beaten]
+    tested = [control for control in found.controls if control.comparison.p_holm is not None]
+    unshown = [control for control in tested if control not in shown]
+    untested = [control for control in found.controls if control not in tested]
+    gain, parts = _gain(found, loop)
+    beaten, unshown, lost = ([c for c in group if c.name not in BASELINES] for group in (beaten, unshown, lost))
+    if beaten and not (unshown or lost or untested):
+        parts.append(f"It is shown to beat every control it was held against: {_listed(beaten)}.")
+    elif beaten:
+        parts.append(f"It is shown to beat {_listed(beaten)}.")
+    if unshown:
+        explains = f" {_common(unshown, loop)} may explain the gain." if gain else ""
+        parts.append(f"It is not shown to beat {_listed(unshown)}.{explains}")
+    if lost:
+        explains = f" {_common(lost, loop)} would explain the gain." if gain else ""
+        parts.append(f"It is shown to be worse than {_listed(lost)}.{explains}")
+    if untested:
+        parts.append(f"No test is possible yet against {_listed(untested)}.")
+    return " ".join(parts)
+
+
+def subject(treatment: str) -> str:
+    """Name the treatment in a sentence."""
+    return "the loop" if treatment == PREFERRED else treatment
+
+
+def _gain(found: Beyond, loop: str) -> tuple[bool, list[str]]:
+    """Say whether there is a gain to explain: over the plain network."""
+    plain = next((control for control in found.controls if control.name in BASELINES), None)
+    start = loop[0].upper() + loop[1:] if loop == "the loop" else loop
+    if plain is None or plain.comparison.p_holm is None:
+        return False, [f"{start}: whether there is a gain over the plain network has not been tested."]
+    mean = _mean(plain.comparison)
+    if not plain.comparison.difference_shown:
+        return False, [f"{start} is not shown to gain anything over {plain.name}: there is no gain to explain."]
+    if mean < 0:
+        return False, [f"{start} scores {-mean:.2f} points below {plain.name}: there is no gain to explain."]
+    return True, [f"{start} gains {mean:.2f} points over {plain.name}."]
+
+
+def _common(controls: Sequence[Control], loop: str) -> str:
+    return f"What {controls[0].name if len(controls) == 1 else 'any of these'} has in common with {loop}"
+
+
+def _listed(controls: Sequence[Control]) -> str:
+    return ", ".join(f"{control.name}{_aside(control)}" for control in controls)
+
+
+def _aside(control: Control) -> str:
+    found = control.practical
+    equal = found is not None and found.equal >= SURE
+    return f" (practically equal within {found.rope:g} points)" if found is not None and equal else ""
+
+
+def _start(control: Control) -> str:
+    comparison = control.comparison
+    mean, loop = _mean(comparison), subject(comparison.treatment)
+    if mean > -0.005:
+        return f"Beyond {control.name}, {loop} adds {max(mean, 0.0):.2f} points"
+    return f"Against {control.name}, {loop} loses {-mean:.2f} points"
+
+
+def _one_run(control: Control) -> str:
+    text = "a test needs at least 2 paired seeds"
+    if control.mcnemar is None:
+        return text
+    differ = "differ" if control.mcnemar.p < 0.05 else "are not shown to differ"
+    return f"{text}; on data like these the two networks {differ} (McNemar p {format_p(control.mcnemar.p)})"
+
+
+def _outcome(control: Control) -> str:
+    if not control.comparison.difference_shown:
+        return _not_shown(control)
+    better = _mean(control.comparison) > 0
+    return f"shown to be {'better' if better else 'worse'}{_how_much(control.practical, better)}{_new_images(control)}"
+
+
+def _not_shown(control: Control) -> str:
+    found, needed = control.practical, control.plan
+    if found is None or needed is None:
+        return "no difference shown"
+    if found.equal >= SURE:
+        return (
+            f"no difference shown; practically equal, within {found.rope:g} points with probability "
+            f"{_probability(found.equal)}"
+        )
+    return (
+        f"no difference shown and none ruled out; better by more than {found.rope:g} points with probability "
+        f"{_probability(found.better)}, worse with {_probability(found.worse)}; to see {needed.difference:g} points "
+        f"needs {needed.seeds} seeds, {needed.seeds_cautious} to be safe"
+    )
+
+
+def _how_much(found: Practical | None, better: bool) -> str:
+    if found is None:
+        return ""
+    if found.equal >= SURE:
+        return f", yet practically equal: within {found.rope:g} points with probability {_probability(found.equal)}"
+    beyond_rope = found.better if better else found.worse
+    by = f"by more than {found.rope:g} points with probability {_probability(beyond_rope)}"
+    return f", {by}" if beyond_rope >= SURE else f"; whether by more than {found.rope:g} points is open ({by})"
+
+
+def _new_images(control: Control) -> str:
+    if control.two_level is None or 0.0 not in control.two_level:
+        return ""
+    return f"; on these test data, as on new ones the sign stays open ({control.two_level})"
+
+
+def _probability(value: float) -> str:
+    """Write a probability: two digits, more near 0 and 1, which it never reaches."""
+    if value > 0.999:
+        return "> 0.999"
+    if value < 0.001:
+        return "< 0.001"
+    return f"{value:.3f}" if value > 0.99 or value < 0.01 else f"{value:.2f}"
+
+
+def _mean(comparison: Comparison) -> float:
+    assert comparison.mean is not None
+    return comparison.mean

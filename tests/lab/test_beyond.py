@@ -1,0 +1,341 @@
+"""What the loop adds beyond each control: the family, the numbers, and words that claim no more than these.
+
+The scores are made up: only the shape of the records is real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from torchcbl.lab.arms import find_arm
+from torchcbl.lab.recipe import load_recipe
+from torchcbl.lab.records import EpochRecord, Record, TestRecord
+from torchcbl.lab.report.beyond import Beyond, Control, beyond, bound, draw_beyond, markdown, overall, sentence, table
+from torchcbl.lab.report.findings import Findings
+from torchcbl.lab.report.forest import Line, draw_forest
+from torchcbl.lab.statistics import compare, compare_all, plan, practical, two_level_interval
+
+Right = NDArray[np.bool_]
+Scores = Mapping[str, Sequence[float]]
+SEEDS = 5
+FIRST = 0.4  # how far step 0 of a loop stays below its last, in points
+GAINED = (1.1, 0.9, 1.2, 1.0, 1.05)
+EQUAL = (0.05, -0.1, 0.1, 0.0, -0.05)
+OPEN = (1.2, -0.6, 0.4, 0.9, -0.3)
+BASE = (78.0, 78.3, 77.8, 78.1, 78.2)
+
+
+def plus(differences: Sequence[float]) -> list[float]:
+    return [base + difference for base, difference in zip(BASE, differences, strict=True)]
+
+
+def a_record(recipe_arms: tuple[str, ...], arm: str, seed: int, score: float, images: int = 10_000) -> Record:
+    recipe = dataclasses.replace(load_recipe("cifar10"), arms=recipe_arms, seeds=SEEDS, epochs=1)
+    steps = recipe.steps + 1 if "cbl" in arm.split("-") else 1
+    accuracy = tuple(round((score - FIRST * (steps - 1 - step)) / 100, 6) for step in range(steps))
+    loss = (1.0,) * steps
+    return Record(
+        schema=1,
+        study=recipe.name,
+        arm=arm,
+        seed=seed,
+        recipe=recipe.as_dict(),
+        versions={"torchcbl": "0.1.0"},
+        machine={"device": "cpu"},
+        parameters={"backbone": 1, "added": 0},
+        flops={"first": 1.0, "step": 1.0, "inference": 3.0},
+        epochs=(EpochRecord(1, 1e-3, 1.0, loss, accuracy, 1.0),),
+        test=TestRecord(images, loss, accuracy),
+        seconds={"training": 1.0, "total": 1.0},
+        finished="2026-01-01T00:00:00+00:00",
+    )
+
+
+def findings(scores: Scores, planned: Sequence[str] = (), folder: Path | None = None, images: int = 10_000) -> Findings:
+    arms = (*scores, *planned)
+    records = tuple(
+        a_record(arms, arm, seed, score, images) for arm in scores for seed, score in enumerate(scores[arm])
+    )
+    recipe = dataclasses.replace(load_recipe("cifar10"), arms=arms, seeds=SEEDS, epochs=1)
+    return Findings(recipe, records, folder)
+
+
+def a_control(differences: Sequence[float], name: str = "no-context", others: int = 0, **changes: object) -> Control:
+    """A control to which the loop has these differences, one of `others` + 1."""
+    zeros = dict.fromkeys(range(len(differences)), 0.0)
+    scores = {"cbl": dict(enumerate(differences)), name: zeros}
+    comparison = compare_all(scores, name, planned=others + 1)[0]
+    control = Control(name, comparison, practical=practical(differences), plan=plan(differences))
+    return dataclasses.replace(control, **changes)  # type: ignore[arg-type]
+
+
+def the(scores: Scores, **options: object) -> Beyond:
+    (found,) = beyond(findings(scores, **options))  # type: ignore[arg-type]
+    return found
+
+
+def test_rows_are_the_controls_by_difference() -> None:
+    found = the({"standard": BASE, "cbl": plus(GAINED), "no-context": plus(EQUAL), "cbl-gate": plus(GAINED)})
+    assert found.treatment == "cbl"  # the other loop is no control
+    assert [control.name for control in found.controls] == ["no-context", "standard", "loop-free"]
+    means = [control.comparison.mean for control in found.controls]
+    assert means == sorted(means, key=lambda mean: -(mean or 0))
+    assert means[1] == pytest.approx(np.mean(GAINED))
+    assert found.controls[0].isolates == find_arm("no-context").isolates
+    assert found.controls[0].holds_equal == find_arm("no-context").holds_equal
+
+
+def test_own_first_step_is_read_off_the_same_runs() -> None:
+    for arms in (("standard", "cbl"), ("standard", "cbl", "loop-free")):
+        scores = {"standard": BASE, "cbl": plus(GAINED)}
+        found = the(scores, planned=arms[2:])
+        free = found.find("loop-free")
+        assert free is not None
+        assert free.comparison.differences == pytest.approx([2 * FIRST] * SEEDS)
+        assert len(found.controls) == found.num_comparisons == 2  # once, also where the recipe names it
+        assert free.isolates == find_arm("loop-free").isolates
+
+
+def test_holm_counts_the_controls_and_those_to_come_but_no_upper_bound() -> None:
+    scores = {"standard": BASE, "cbl": plus(GAINED), "label-context": plus([9.0, 9.5, 9.2, 9.1, 9.3])}
+    found = the(scores, planned=("no-context", "wider-params"))
+    assert found.num_comparisons == 4  # standard, loop-free, and the two that are not finished
+    standard = found.find("standard")
+    assert standard is not None
+    assert standard.comparison.t_test is not None
+    assert standard.comparison.p_holm == pytest.approx(4 * standard.comparison.t_test.p)
+    assert standard.plan_holm == plan(standard.comparison.differences, alpha=0.05 / 4)
+    assert [control.name for control in found.bounds] == ["label-context"]
+    assert found.find("label-context") is None
+    assert "label-context (upper bound, told the labels): the loop lies 8.17 points below it" in bound(found.bounds[0])
+    assert [control.name for control in found.controls[-2:]] == ["no-context", "wider-params"]
+    assert "cannot say, no seed is finished in both" in sentence(found.controls[-1])
+
+
+def test_released_loops_are_treatments_of_their_own_network() -> None:
+    scores = {
+        "standard": BASE,
+        "cbl": plus(GAINED),
+        "as-released-standard": BASE,
+        "as-released-cbl": plus(EQUAL),
+        "as-released-cbl-dropout": plus(GAINED),
+    }
+    found = {one.treatment: [control.name for control in one.controls] for one in beyond(findings(scores))}
+    assert list(found) == ["cbl", "as-released-cbl", "as-released-cbl-dropout"]
+    assert set(found["cbl"]) == {"standard", "loop-free"}
+    assert set(found["as-released-cbl"]) == {"as-released-standard", "as-released-cbl at step 0"}
+    assert "as-released-cbl gains" not in overall(beyond(findings(scores))[1])
+
+
+def test_another_loop_is_the_treatment_where_there_is_no_cbl() -> None:
+    assert the({"standard": BASE, "cbl-gate": plus(GAINED)}).treatment == "cbl-gate"
+    assert beyond(findings({"standard": BASE, "wider-params": plus(EQUAL)})) == ()
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        (GAINED, "adds 1.05 points (95% 0.91 to 1.19, n = 5, p < 0.0001): shown to be better, by more than 0.5 points"),
+        ([-d for d in GAINED], "Against no-context, the loop loses 1.05 points (95% -1.19 to -0.91"),
+        ([-d for d in GAINED], "shown to be worse, by more than 0.5 points with probability > 0.999."),
+        (
+            [d / 2 for d in GAINED],
+            "shown to be better; whether by more than 0.5 points is open (by more than 0.5 points",
+        ),
+        (
+            [d / 5 for d in GAINED],
+            "shown to be better, yet practically equal: within 0.5 points with probability > 0.999.",
+        ),
+        (EQUAL, "no difference shown; practically equal, within 0.5 points with probability > 0.999."),
+        (
+            OPEN,
+            "no difference shown and none ruled out; better by more than 0.5 points with probability 0.31, worse with",
+        ),
+        (OPEN, "to see 0.5 points needs 21 seeds, 47 to be safe."),
+        ([0.4], "adds 0.40 points in the only paired run: cannot say, a test needs at least 2 paired seeds."),
+        ([0.4, 0.4, 0.4], "adds 0.40 points in each of 3 paired runs: cannot say, no test without spread."),
+        ([0.4, 0.6], "n = 2, p = 0.13): no difference shown and none ruled out"),
+    ],
+)
+def test_each_case_has_its_verdict(differences: Sequence[float], said: str) -> None:
+    assert said in sentence(a_control(differences))
+
+
+def test_verdict_goes_by_the_corrected_p() -> None:
+    differences = (0.9, 0.3, 0.8, 0.2, 0.6)
+    assert "shown to be better" in sentence(a_control(differences))
+    among = sentence(a_control(differences, others=11))
+    assert "after Holm for 12" in among
+    assert "no difference shown" in among
+
+
+def test_what_holds_on_these_images_only_is_said() -> None:
+    wide, narrow = (compare({0: low, 1: high}, {0: 0.0, 1: 0.0}).t_interval for low, high in ((0.5, 1.5), (1.0, 1.1)))
+    assert "on these test data, as on new ones the sign stays open (-5.35 to 7.35)" in sentence(
+        a_control(GAINED, two_level=wide)
+    )
+    assert "sign stays open" not in sentence(a_control(GAINED, two_level=narrow))
+
+
+def test_words_never_claim_what_no_test_shows() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        differences = rng.normal(rng.normal(0, 0.6), rng.uniform(0.05, 1.0), rng.integers(1, 8)).round(2).tolist()
+        control = a_control(differences, others=int(rng.integers(0, 12)))
+        text, comparison = sentence(control), control.comparison
+        assert ("shown to be" in text) is comparison.difference_shown
+        assert ("practically equal" in text) is (control.practical is not None and control.practical.equal >= 0.95)
+        better = comparison.difference_shown and (comparison.mean or 0) > 0
+        assert ("shown to be better" in text) is better
+        assert ("cannot say" in text) is (comparison.p_holm is None)
+
+
+def test_overall_names_what_may_explain_a_gain() -> None:
+    text = overall(
+        the(
+            {
+                "standard": BASE,
+                "cbl": plus(GAINED),
+                "no-context": plus([g - e for g, e in zip(GAINED, EQUAL, strict=True)]),
+            }
+        )
+    )
+    assert text.startswith("The loop gains 1.05 points over standard.")
+    assert "It is not shown to beat no-context (practically equal within 0.5 points)." in text
+    assert "What no-context has in common with the loop may explain the gain." in text
+
+
+def test_overall_of_a_loop_that_beats_all_and_of_one_that_beats_none() -> None:
+    lifted = {"standard": BASE, "wider-params": plus(EQUAL), "cbl": plus(GAINED)}
+    found = the(lifted)
+    kept = dataclasses.replace(found, controls=tuple(one for one in found.controls if one.name != "loop-free"))
+    assert overall(kept).endswith("It is shown to beat every control it was held against: wider-params.")
+    none = overall(the({"standard": BASE, "wider-params": plus(EQUAL), "cbl": plus([-d for d in EQUAL])}))
+    assert "The loop is not shown to gain anything over standard: there is no gain to explain." in none
+    assert "may explain" not in none
+    worse = overall(the({"standard": plus(GAINED), "ensemble": plus(GAINED), "cbl": BASE}))
+    assert "The loop scores 1.05 points below standard: there is no gain to explain." in worse
+    assert "shown to be worse than ensemble" in worse
+
+
+def test_overall_before_there_is_a_test() -> None:
+    text = overall(the({"standard": BASE[:1], "cbl": plus(GAINED)[:1]}))
+    assert text.startswith("The loop: whether there is a gain over the plain network has not been tested.")
+    assert "No test is possible yet against" in text
+
+
+def answers(rng: np.random.Generator, score: float, images: int, steps: int) -> Right:
+    return np.array([rng.permutation(images) < round(images * score / 100) for _ in range(steps)])
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Right]:
+    """What each run had right, (T + 1, N); a run that is not there was not measured."""
+    found: dict[str, Right] = {}
+
+    def read_correct(folder: Path, run: str) -> Right:
+        if run not in found:
+            raise FileNotFoundError(run)
+        return found[run]
+
+    monkeypatch.setattr("torchcbl.lab.measures.read_correct", read_correct)
+    return found
+
+
+def test_answers_to_every_image_give_the_second_interval(measured: dict[str, Right], tmp_path: Path) -> None:
+    scores = {"standard": BASE, "cbl": plus(GAINED), "no-context": plus(EQUAL)}
+    rng = np.random.default_rng(0)
+    for arm in ("standard", "cbl"):
+        for seed, score in enumerate(scores[arm]):
+            measured[f"{arm}-seed{seed}"] = answers(rng, score, 500, 3 if arm == "cbl" else 1)
+    found = the(scores, folder=tmp_path, images=500)
+    standard, free, never = (found.find(name) for name in ("standard", "loop-free", "no-context"))
+    assert standard is not None
+    assert free is not None
+    assert never is not None
+    loop = np.stack([measured[f"cbl-seed{seed}"] for seed in range(SEEDS)])
+    plain = np.stack([measured[f"standard-seed{seed}"] for seed in range(SEEDS)])
+    assert standard.two_level == two_level_interval(loop[:, -1], plain[:, -1])
+    assert free.two_level == two_level_interval(loop[:, -1], loop[:, 0])
+    assert never.two_level is None
+    assert str(standard.two_level) in markdown([found])
+    del measured["standard-seed3"]  # an interval over four of five seeds would stand beside a mean over five
+    part = the(scores, folder=tmp_path, images=500).find("standard")
+    assert part is not None
+    assert part.two_level is None
+
+
+def test_answers_to_other_images_are_not_used(measured: dict[str, Right], tmp_path: Path) -> None:
+    for arm in ("standard", "cbl"):
+        for seed in range(SEEDS):
+            measured[f"{arm}-seed{seed}"] = np.ones((3, 499), dtype=bool)
+    found = the({"standard": BASE, "cbl": plus(GAINED)}, folder=tmp_path, images=500)
+    assert all(control.two_level is None for control in found.controls)
+
+
+def test_a_single_pair_has_mcnemars_test(measured: dict[str, Right], tmp_path: Path) -> None:
+    right = np.arange(500) < 300
+    measured["cbl-seed0"] = np.stack([right, right, np.arange(500) < 340])
+    measured["standard-seed0"] = right[None]
+    found = the({"standard": BASE[:1], "cbl": BASE[:1]}, folder=tmp_path, images=500)
+    standard = found.find("standard")
+    assert standard is not None
+    assert standard.mcnemar is not None
+    assert (standard.mcnemar.only_treatment, standard.mcnemar.only_baseline) == (40, 0)
+    assert "on data like these the two networks differ (McNemar p < 0.0001)" in sentence(standard)
+
+
+def test_table_has_a_row_per_control_and_names_bounds() -> None:
+    scores = {"standard": BASE, "cbl": plus(GAINED), "no-context": plus(EQUAL), "label-context": plus([9, 8, 9, 8, 9])}
+    found = the(scores)
+    made = table(found)
+    assert [row[0] for row in made.rows] == ["no-context", "standard", "loop-free", "label-context (bound)"]
+    assert {len(row) for row in made.rows} == {len(made.header)}
+    cells = dict(zip(made.header, made.rows[1], strict=True))
+    control = found.find("standard")
+    assert control is not None
+    assert control.practical is not None
+    assert control.plan is not None
+    assert cells["Mean"] == "+1.05"
+    assert cells["n"] == "5"
+    assert cells["P(worse / equal / better)"] == "0.00 / 0.00 / 1.00"
+    assert cells["Seeds for 0.5 points (safe)"] == f"{control.plan.seeds} ({control.plan.seeds_cautious})"
+
+
+def test_markdown_holds_table_sentences_and_what_controls_are() -> None:
+    study = findings({"standard": BASE, "cbl": plus(GAINED), "no-context": plus(EQUAL)})
+    text = markdown(study)
+    (found,) = beyond(study)
+    assert text.startswith(overall(found))
+    for control in found.controls:
+        assert f"- {sentence(control)}\n" in text
+        assert f"| {control.name} | {control.isolates} | {control.holds_equal} |" in text
+    assert markdown(findings({"standard": BASE})) == ""
+
+
+def test_forest_plot_shows_every_pair_in_the_tables_order() -> None:
+    found = the({"standard": BASE, "cbl": plus(GAINED), "no-context": plus(OPEN)}, planned=("untied",))
+    figure = draw_beyond(found)
+    assert figure is not None
+    axes = figure.axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [control.name for control in found.controls if control.comparison.n]
+    shown = np.asarray(axes.collections[0].get_offsets(), dtype=float)[:, 0]
+    np.testing.assert_allclose(shown, found.controls[0].comparison.differences)
+    assert figure.get_suptitle().startswith("The loop is shown to beat 1 of 2 controls")
+    assert draw_beyond(the({"cbl": plus(GAINED)[:1]}, planned=("standard",))) is not None  # its own step 0 is there
+
+
+def test_what_lies_far_out_does_not_flatten_the_rest() -> None:
+    lines = [Line("near", "standard", [0.3, 0.5], None), Line("also", "cbl", [0.1, 0.2], None)]
+    figure = draw_forest([*lines, Line("far", "loop-free", [60.0, 62.0], None)], "title", "points", rope=0.5)
+    axes = figure.axes[0]
+    assert axes.get_xlim()[1] < 5
+    assert [text.get_text() for text in axes.texts] == ["+61.0 →"]
+    assert axes.get_xlim()[0] < -0.5 < 0.5 < axes.get_xlim()[1]
