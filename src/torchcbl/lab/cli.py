@@ -91,7 +91,8 @@ def _add_compare(group: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl compare cifar10 --seeds 2 --epochs 3 --jobs 2 --data ~/cifar10\n"
         "  torchcbl compare demo --arms standard,cbl --set alpha=0.3 --out runs/alpha-0.3\n"
         "  torchcbl compare --data images:~/flowers --set image_size=64\n"
-        "  torchcbl compare my-study.toml",
+        "  torchcbl compare my-study.toml\n"
+        "  torchcbl compare cifar10 --engine slurm --slurm partition=gpu --slurm gpus_per_node=1 --threads 4",
     )
     parser.set_defaults(command=commands.compare)
     parser.add_argument("recipe", nargs="?", help=f"{', '.join(recipe_names())} (default: demo), or a .toml file")
@@ -107,6 +108,25 @@ def _add_compare(group: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/RECIPE)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe; may be repeated"
+    )
+    _add_scale(parser)
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("more machines and devices (docs/scale.md)")
+    group.add_argument("--engine", default="local", metavar="NAME", help="where runs go: local (default), ray or slurm")
+    group.add_argument("--threads", type=int, metavar="N", help="threads of each process (default: cores // jobs)")
+    group.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="GPUs, or processes, of one run on a machine"
+    )
+    group.add_argument("--nodes", type=int, default=1, metavar="N", help="machines of one run (ray, slurm)")
+    group.add_argument("--strategy", metavar="NAME", help="how one run is spread: ddp (default) or fsdp")
+    group.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what to ask Slurm for: partition, time (minutes), mem_gb, ...; cluster=local tries it without Slurm",
     )
 
 

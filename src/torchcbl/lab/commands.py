@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torchcbl.lab.machine import num_cores
 from torchcbl.lab.recipe import load_recipe
 from torchcbl.lab.sources import SOURCES
+
+if TYPE_CHECKING:
+    from torchcbl.lab.engines import Engine
 
 USER_ERROR, FAILED = 2, 1
 
@@ -28,13 +31,13 @@ def compare(options: argparse.Namespace) -> int:
             "that reads the folder, or write --data images:DIR or audio:DIR for data of your own"
         )
     out = options.out or Path("runs") / recipe.name
-    jobs = options.jobs if options.jobs is not None else min(num_cores(), recipe.seeds * len(recipe.arms))
+    engine = _engine(options)
 
     from torchcbl.lab.progress import make_display
     from torchcbl.lab.records import read_records
     from torchcbl.lab.study import run_study
 
-    failures = run_study(recipe, out, make_display(), data, jobs)
+    failures = run_study(recipe, out, make_display(), data, engine=engine)
     if read_records(out):
         _report(out)
     for failure in failures:
@@ -115,6 +118,17 @@ def _report(out: Path) -> None:
     print(f"\n{table(read_records(out))}\n\nreport: {built.page}")
 
 
+def _engine(options: argparse.Namespace) -> Engine:
+    """Make the engine that the options ask for."""
+    from torchcbl.lab.engines import Plan, make_engine
+    from torchcbl.lab.ranks import Spread
+
+    spread = Spread(options.devices, options.nodes, options.strategy or "ddp")
+    if options.strategy and spread.size == 1:
+        raise ValueError(f"--strategy {options.strategy} spreads one run over several: add --devices or --nodes.")
+    return make_engine(options.engine, Plan(options.jobs, options.threads, spread), _pairs("--slurm", options.slurm))
+
+
 def _own_data(text: str | None) -> tuple[str | None, Path | None]:
     """Read --data: a folder, or what kind of one's own data and their folder, as in images:DIR."""
     if text is None:
@@ -132,12 +146,19 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
     changes = {key: str(value) for key in ("seeds", "epochs") if (value := getattr(options, key)) is not None}
     if options.arms is not None:
         changes["arms"] = json.dumps([arm.strip() for arm in options.arms.split(",")])
-    for text in options.set:
+    return {**changes, **_pairs("--set", options.set)}
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    """Read an option that is given as key=value, once or more."""
+    pairs = {}
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--set needs key=value, got '{text}': for example --set augment=true")
-        changes[key.strip()] = value.strip()
-    return changes
+            example = "augment=true" if option == "--set" else "partition=gpu"
+            raise ValueError(f"{option} needs key=value, got '{text}': for example {option} {example}")
+        pairs[key.strip()] = value.strip()
+    return pairs
 
 
 def say_error(message: str) -> int:
