@@ -3,7 +3,8 @@
     python docs/tables.py [--check]
 
 Each pair of comments `<!-- results:NAME -->` and `<!-- /results:NAME -->` holds the tables of `results/NAME`, as
-`torchcbl report` makes them from the records alone; `robustness:NAME` those of `torchcbl robustness`; `arms:all` the table of arms.
+`torchcbl report` makes them from the records alone; `robustness:NAME` those of `torchcbl robustness`; `beyond:NAME`
+what the loop adds beyond each control; `arms:all` the table of arms.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls")))
 
 
-def tables(name: str) -> str:
+def tables(name: str, file: str = "table.md") -> str:
     """Build the report of one study in a scratch folder, since results/ holds records only, and return its tables."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name
         shutil.copytree(ROOT / "results" / name, folder)
         build_report(folder)
-        return (folder / "table.md").read_text(encoding="utf-8")
+        return (folder / file).read_text(encoding="utf-8")
+
+
+def beyond(name: str) -> str:
+    """Write what the loop of one study adds beyond each control."""
+    return tables(name, "beyond.md")
 
 
 def robustness(name: str) -> str:
@@ -52,7 +58,7 @@ def arms(_: str) -> str:
     return "\n".join(rows)
 
 
-KINDS = {"arms": arms, "results": tables, "robustness": robustness}
+KINDS = {"arms": arms, "beyond": beyond, "results": tables, "robustness": robustness}
 
 
 def filled(text: str) -> str:
