@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from torchcbl.files import write_atomically
@@ -25,7 +26,7 @@ from torchcbl.lab.report.robustness import tables as noise_tables
 from torchcbl.lab.robustness import Robustness, read_noisy
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls", "evidence")))
 
 
 def tables(name: str, file: str = "table.md") -> str:
