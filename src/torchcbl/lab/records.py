@@ -6,8 +6,8 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,8 +76,8 @@ class TestRecord:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One finished run; the attributes are the JSON file's keys.
+class TrialRecord:
+    """A run that was trained and validated, and has not seen the test data; the attributes are the JSON file's keys.
 
     A loss that is not finite is written as `null` and read back as NaN: divergence is data.
 
@@ -93,7 +93,6 @@ class Record:
         flops: Per sample: `first` (step 0), `step` (one more step), `inference` (first + T * step), and `training`
             (forward and backward of the loss), which records of earlier versions have not.
         epochs: One entry per epoch, in order.
-        test: The test result.
         seconds: Wall-clock: `training`, and `total` with set-up and test, summed over interruptions.
         finished: When, in ISO 8601 with time zone.
         classes: Names of the classes; none in records of earlier versions.
@@ -109,7 +108,6 @@ class Record:
     parameters: Mapping[str, int]
     flops: Mapping[str, float]
     epochs: tuple[EpochRecord, ...]
-    test: TestRecord
     seconds: Mapping[str, float]
     finished: str
     classes: tuple[str, ...] = ()
@@ -118,6 +116,17 @@ class Record:
     def name(self) -> str:
         """Name of the run, `<arm>-seed<seed>`: the file and folder names in a study."""
         return run_name(self.arm, self.seed)
+
+
+@dataclass(frozen=True)
+class Record(TrialRecord):
+    """One finished run of a study, tested once.
+
+    Args:
+        test: The test result; the other attributes are those of `TrialRecord`.
+    """
+
+    test: TestRecord = field(kw_only=True)
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -142,7 +151,7 @@ def write_record(folder: Path, record: Record) -> Path:
         OSError: The disk is full or the folder cannot be written.
     """
     path = record_path(folder, record.arm, record.seed)
-    write_atomically(path, _text(record))
+    write_atomically(path, as_json(record))
     return path
 
 
@@ -153,14 +162,25 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or of another layout; the message names it and says what to do.
     """
-    try:
-        return _record(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"record {path} is damaged: {reason}. Delete the file and run the same `torchcbl compare` again: "
-            "only this run is repeated."
-        ) from error
+    return _read(path, _record, "compare")
+
+
+def read_trial(path: Path) -> TrialRecord:
+    """Read the record of a run of a sweep.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, of another layout, or holds a test result, which no sweep may have.
+    """
+    return _read(path, _untested, "sweep")
+
+
+def as_json(record: TrialRecord) -> str:
+    """Write a record as JSON, a key to a line, a row of a confusion matrix to a line."""
+    text = json.dumps(_plain(dataclasses.asdict(record)), indent=1, allow_nan=False) + "\n"
+    return re.sub(
+        r"\[\s+(?:\d+,\s+)*\d+\s+\]", lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text
+    )
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -188,14 +208,6 @@ def _check_steps(what: str, loss: tuple[float, ...], accuracy: tuple[float, ...]
         )
     if not all(0 <= value <= 1 for value in accuracy):
         raise ValueError(f"{what} accuracy must be fractions in [0, 1], got {list(accuracy)}")
-
-
-def _text(record: Record) -> str:
-    """Write a record as JSON, a key to a line, a row of a confusion matrix to a line."""
-    text = json.dumps(_plain(dataclasses.asdict(record)), indent=1, allow_nan=False) + "\n"
-    return re.sub(
-        r"\[\s+(?:\d+,\s+)*\d+\s+\]", lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text
-    )
 
 
 def _check_confusion(confusion: tuple[Matrix, ...], steps: int, n: int) -> None:
@@ -229,11 +241,31 @@ def _plain(value: object) -> object:
     return value
 
 
-def _record(data: object) -> Record:
-    fields = _of(dict, data, "the file")
+def _read(path: Path, parse: Callable[[Mapping[str, object]], Kind], command: str) -> Kind:
+    try:
+        return parse(_of(dict, json.loads(path.read_bytes()), "the file"))
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"record {path} is damaged: {reason}. Delete the file and run the same `torchcbl {command}` again: "
+            "only this run is repeated."
+        ) from error
+
+
+def _record(fields: Mapping[str, object]) -> Record:
+    return Record(**vars(_trial(fields)), test=_test(_of(dict, fields["test"], "test")))
+
+
+def _untested(fields: Mapping[str, object]) -> TrialRecord:
+    if "test" in fields:
+        raise ValueError("it holds a test result, which a sweep must not look at")
+    return _trial(fields)
+
+
+def _trial(fields: Mapping[str, object]) -> TrialRecord:
     if fields["schema"] != SCHEMA:
         raise ValueError(f"it has schema {fields['schema']!r}, this torchcbl reads schema {SCHEMA}")
-    return Record(
+    return TrialRecord(
         schema=SCHEMA,
         study=_of(str, fields["study"], "study"),
         arm=_of(str, fields["arm"], "arm"),
@@ -244,7 +276,6 @@ def _record(data: object) -> Record:
         parameters=_keyed(int, fields["parameters"], "parameters", ("backbone", "added")),
         flops=_keyed(float, fields["flops"], "flops", ("first", "step", "inference"), optional=("training",)),
         epochs=tuple(_epoch(item) for item in _of(list, fields["epochs"], "epochs")),
-        test=_test(_of(dict, fields["test"], "test")),
         seconds=_keyed(float, fields["seconds"], "seconds", ("training", "total")),
         finished=_of(str, fields["finished"], "finished"),
         classes=tuple(_of(str, name, "classes") for name in _of(list, fields.get("classes", []), "classes")),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchcbl.lab.ranks import Rank
 from torchcbl.lab.recipe import Recipe
 from torchcbl.lab.records import record_path, run_name
 
@@ -56,6 +58,12 @@ class Run:
     def record(self) -> Path:
         """The record, there once the run is finished."""
         return record_path(self.out, self.arm, self.seed)
+
+    def train(self, report: Callable[[RunState], None], rank: Rank) -> None:
+        """Train it to its end and leave its record; see `torchcbl.lab.training.train`."""
+        from torchcbl.lab.training import train
+
+        train(self, report, rank)
 
 
 def all_runs(recipe: Recipe, out: Path, data: Path | None = None) -> list[Run]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.engines.base import Engine, Failure, Plan
@@ -14,9 +15,11 @@ from torchcbl.lab.locks import hold
 from torchcbl.lab.progress import Display
 from torchcbl.lab.recipe import ARM_NAMES, Recipe, differences, read_recipe
 from torchcbl.lab.records import read_records
-from torchcbl.lab.runs import all_runs
+from torchcbl.lab.runs import Run, all_runs
 
-__all__ = ["Failure", "claim", "locked", "prepare", "run_study"]
+__all__ = ["Failure", "claim", "locked", "prepare", "run_study", "unfinished"]
+
+R = TypeVar("R", bound=Run)
 
 
 def run_study(
@@ -49,10 +52,7 @@ def run_study(
     with locked(out):
         claim(recipe, out)
         runs = all_runs(recipe, out, data)
-        pending = [run for run in runs if not run.record.exists()]
-        for run in runs:
-            if run not in pending:
-                run.checkpoint.unlink(missing_ok=True)  # a kill between the record and this left it behind
+        pending = unfinished(runs)
         if not pending:
             return []
         with display:
@@ -62,12 +62,23 @@ def run_study(
             return engine.work_off(pending, display)
 
 
+def unfinished(runs: Sequence[R]) -> list[R]:
+    """Find the runs that have no record yet; of the others, what a kill left behind is removed."""
+    pending = [run for run in runs if not run.record.exists()]
+    for run in runs:
+        if run not in pending:
+            run.checkpoint.unlink(missing_ok=True)  # a kill between the record and this left it behind
+    return pending
+
+
 def claim(recipe: Recipe, out: Path) -> None:
     """Make `out` the folder of this study: save the recipe, with the arms and seeds of earlier commands.
 
     Raises:
         ValueError: `out` holds another study; the message names the keys that differ.
     """
+    if (out / "sweep.json").exists():
+        raise ValueError(f"{out} holds a sweep, whose seeds and scores are not a study's: choose another --out.")
     path = out / "recipe.toml"
     known = read_recipe(path) if path.exists() else recipe
     for record in read_records(out):

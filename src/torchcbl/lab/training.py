@@ -27,7 +27,7 @@ from torchcbl.lab.distributed import RankEnvironment, leave, trainer_options, wh
 from torchcbl.lab.experiment import Experiment
 from torchcbl.lab.machine import describe_machine, versions
 from torchcbl.lab.ranks import ALONE, Rank
-from torchcbl.lab.records import SCHEMA, Record, write_record
+from torchcbl.lab.records import SCHEMA, Record, TrialRecord, write_record
 from torchcbl.lab.runs import Run, RunState
 from torchcbl.lab.weights import save_weights
 
@@ -51,23 +51,54 @@ def train(run: Run, report: Callable[[RunState], None] = lambda state: None, ran
     Raises:
         OSError: A file could not be written.
     """
-    dataset = load_dataset(run.recipe, run.data)
-    experiment = Experiment(run, dataset, rank)
-    if rank.leads:
-        _tidy(run)
+    experiment = Experiment(run, load_dataset(run.recipe, run.data), rank)
     with _quiet():
-        checkpoint = usable_checkpoint(run.checkpoint)
-        trainer = _trainer(run, report, rank)
-        trainer.fit(experiment, ckpt_path=checkpoint)
+        trainer = _fit(experiment, report)
         trainer.test(experiment, verbose=False)
     model = _whole_model(experiment)
     leave()
-    record = _record(run, experiment, model, trainer.strategy.root_device.type)
+    assert experiment.test_record is not None
+    trial = _describe(experiment, model, trainer.strategy.root_device.type)
+    record = Record(**vars(trial), test=experiment.test_record)
     if rank.leads:
-        save_model(run, model, dataset)
+        save_model(run, model, experiment.dataset)
         write_record(run.out, record)
         run.checkpoint.unlink(missing_ok=True)
     return record
+
+
+def train_untested(
+    run: Run, report: Callable[[RunState], None] = lambda state: None, rank: Rank = ALONE
+) -> TrialRecord:
+    """Train and validate one run as `train` does, without a look at the test data.
+
+    Args:
+        run: What to train and where its files lie.
+        report: As in `train`.
+        rank: As in `train`.
+
+    Returns:
+        The record, which the caller is to write; weights are not kept, the checkpoint still is.
+
+    Raises:
+        OSError: A file could not be written.
+    """
+    experiment = Experiment(run, load_dataset(run.recipe, run.data), rank)
+    with _quiet():
+        trainer = _fit(experiment, report)
+    model = _whole_model(experiment)
+    leave()
+    return _describe(experiment, model, trainer.strategy.root_device.type)
+
+
+def _fit(experiment: Experiment, report: Callable[[RunState], None]) -> Trainer:
+    """Train to the end, from the checkpoint if there is one."""
+    if experiment.rank.leads:
+        _tidy(experiment.run)
+    checkpoint = usable_checkpoint(experiment.run.checkpoint)
+    trainer = _trainer(experiment.run, report, experiment.rank)
+    trainer.fit(experiment, ckpt_path=checkpoint)
+    return trainer
 
 
 def _tidy(run: Run) -> None:
@@ -178,13 +209,14 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _record(run: Run, experiment: Experiment, model: nn.Module, device: str) -> Record:
+def _describe(experiment: Experiment, model: nn.Module, device: str) -> TrialRecord:
+    """Say everything of a trained run but what the test gave."""
+    run = experiment.run
     shape, classes = experiment.dataset.form.shape, experiment.dataset.form.classes
     example, arm = example_of(shape), experiment.arm
     with told(torch.zeros(len(example), dtype=torch.long)):
         flops = count_flops(model, example)
-    assert experiment.test_record is not None
-    return Record(
+    return TrialRecord(
         schema=SCHEMA,
         study=run.recipe.name,
         arm=run.arm,
@@ -195,7 +227,6 @@ def _record(run: Run, experiment: Experiment, model: nn.Module, device: str) -> 
         parameters=count_parameters(model, arm.backbone(model)),
         flops={**flops, "training": training_flops(find_arm(run.arm), run.recipe, shape, len(classes))},
         epochs=tuple(experiment.epochs),
-        test=experiment.test_record,
         seconds={"training": sum(epoch.seconds for epoch in experiment.epochs), "total": experiment.seconds},
         classes=classes,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
