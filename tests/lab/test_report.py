@@ -210,6 +210,8 @@ def test_nothing_to_compare_is_said(tmp_path: Path, arms: tuple[str, ...], sente
     assert sentence in Page(report.page.read_text("utf-8")).text
     assert sentence in report.table.read_text("utf-8")
     assert "paired_differences.png" not in [path.name for path in report.figures]
+    no_loop = "No finished run with a loop" in report.page.read_text("utf-8")
+    assert no_loop is ("cbl" not in arms)
 
 
 def test_non_finite_losses_are_drawn_as_gaps_and_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ _LINES = "Thin: single runs; thick: mean."
 _BANDS = "Lines: mean over the seeds; bands: lowest to highest run; dashed: the baseline."
 _CONFUSION = "<h2>By class</h2>\n{}\n{}"
 _BEYOND = '{figure}\n{table}\n<div class="said">\n{said}\n</div>\n{controls}'
+_NO_LOOP = "<p>No finished run with a loop: nothing to hold against controls.</p>"
 _FOLDED = "<details><summary>{}</summary>\n{}\n</details>"
 _CAPTIONS = {
     "validation_loss": f"Validation loss of the answer y_T by epoch (the paper's Figure 2). {_LINES}",
@@ -56,7 +57,7 @@ def render(
         overall=paragraphs(overall(found) for found in controls if _has_controls(found)),
         verdicts=_folded(f"Every arm against {findings.baseline}", findings.verdicts),
         costs=_folded("What they cost", findings.costs),
-        beyond="\n".join(_beyond(found, (forests or {}).get(found.treatment)) for found in controls),
+        beyond="\n".join(_beyond(found, (forests or {}).get(found.treatment)) for found in controls) or _NO_LOOP,
         results=tables.results(findings).as_html(),
         differences=tables.differences(findings).as_html() if findings.comparisons else "",
         paired_figure=sections.get("paired_differences", ""),
