@@ -69,10 +69,8 @@ def _train(run: Run, threads: int, connection: Connection, rank: Rank) -> None:
     print(f"{run.name} {began} on {platform.node()}, process {os.getpid()}, rank {rank.number}", flush=True)
     import torch
 
-    from torchcbl.lab.training import train
-
     torch.set_num_threads(threads)
-    train(run, connection.send, rank)
+    run.train(connection.send, rank)
 
 
 @contextlib.contextmanager
