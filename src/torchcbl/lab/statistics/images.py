@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from torchcbl.lab.statistics.paired import RESAMPLES
-from torchcbl.lab.statistics.summary import Interval
+from torchcbl.lab.statistics.summary import Interval, t_interval
 
-_NORMAL = 1.959963984540054
 Numbers = NDArray[np.float64]
 
 
@@ -87,17 +85,17 @@ def two_level_interval(
 
     All seeds answer the same N images, so both are drawn anew, each on its own (the pigeonhole bootstrap: Owen 2007,
     Annals of Applied Statistics 1). With d[s, i] in {-1, 0, 1}, seed weights w and image weights v of one resample,
-    each summing to 1,
+    each summing to 1, and bars for means over what is left out,
 
-        mean* = mean + k sum_s w[s] (d[s, :] - mean) + sum_i v[i] (d[:, i] - mean),     d[s, :], d[:, i] means
+        mean* = mean + k sum_s w[s] (dbar[s] - mean) + sum_i v[i] (dbar[i] - mean)
 
-    Two changes make it fit few seeds. k = sqrt(S / (S - 1)) t[0.975, S - 1] / 1.96 stretches the part of the seeds to
+    Two changes make it fit few seeds. k stretches the part of the seeds, on either side, so that alone it would give
     Student's interval, since the plain bootstrap is too narrow for few (Hesterberg 2015, The American Statistician
     69). And the interaction of seed and image, whose variance both parts hold already, is not drawn a third time.
 
-    In simulations with 2 to 10 seeds and 1000 images it held the true mean in 94% to 100% of trials: where the seeds
-    hardly differ it is wider than it need be. Student's interval over the seeds, which is about these very images,
-    held it in 78% to 97%.
+    In simulations of 2 to 10 seeds and 500 to 4000 images it held the true mean in 93% to 100% of 300 trials each:
+    where seeds hardly differ it is wider than it need be. Student's interval over the seeds, which is about these very
+    images, held it in 76% to 98%.
 
     Args:
         treatment: Whether each of N images was classified rightly in each of S runs, (S, N) bool.
@@ -125,11 +123,20 @@ def two_level_interval(
     if seeds < 2:
         return None
     rng = np.random.default_rng(bootstrap_seed)
-    means = differences.mean(axis=1)
-    stretch = math.sqrt(seeds / (seeds - 1)) * float(stats.t.ppf(0.975, seeds - 1)) / _NORMAL
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-    of_images = _resample_images(differences, resamples, rng).mean(axis=1)
-    return _percentiles(of_images + stretch * (weights @ (means - means.mean())))
+    of_seeds = _resample_seeds(differences.mean(axis=1), resamples, rng)
+    return _percentiles(of_seeds + _resample_images(differences, resamples, rng).mean(axis=1))
+
+
+def _resample_seeds(means: Numbers, resamples: int, rng: np.random.Generator) -> Numbers:
+    """Draw S seeds anew and average their deviations, stretched until 95% fill Student's interval: (resamples,)."""
+    seeds = len(means)
+    drawn: Numbers = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) @ (means - means.mean()) / seeds
+    student = t_interval(means.tolist())
+    if student is None:  # the seeds all agree
+        return drawn
+    margin, (low, high) = student.high - float(means.mean()), np.quantile(drawn, (0.025, 0.975))
+    stretched: Numbers = drawn * np.where(drawn < 0, -margin / low, margin / high)
+    return stretched
 
 
 def _differences(treatment: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Numbers:
