@@ -1,23 +1,14 @@
-"""How right the runs of a study stay when their input is disturbed: here, by background noise."""
+"""How right the runs of a study on sound stay in background noise: what is measured, as its own page takes it."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from torchcbl.files import write_atomically
-from torchcbl.lab.arms import find_arm
-from torchcbl.lab.data import load_dataset
-from torchcbl.lab.inspection import rebuild
-from torchcbl.lab.recipe import Recipe, read_recipe
+from torchcbl.lab.recipe import Recipe
 from torchcbl.lab.records import run_name
-from torchcbl.lab.runs import all_runs
 
 CLEAN = "clean"
 SCHEMA = 1
@@ -70,7 +61,7 @@ class Robustness:
 
 
 def measure(folder: Path, data: Path | None = None, tell: Callable[[str], None] = lambda text: None) -> Robustness:
-    """Measure every finished run of a study that has not been measured yet.
+    """Measure every finished run of a study that has not been measured yet: `torchcbl measure --only noise`.
 
     Args:
         folder: The study's folder.
@@ -79,56 +70,23 @@ def measure(folder: Path, data: Path | None = None, tell: Callable[[str], None] 
 
     Raises:
         FileNotFoundError: There is no study there, or no finished run with its weights.
-        ValueError: It is not about sound, its data have no noise, or a record is damaged.
+        ValueError: It is not about sound, its data have no noise, or a result is damaged.
     """
-    if not (folder / "recipe.toml").is_file():
-        raise FileNotFoundError(f"{folder} holds no study: give a folder that `torchcbl compare` wrote.")
-    recipe = read_recipe(folder / "recipe.toml")
-    runs = [run for run in all_runs(recipe, folder, data) if run.record.is_file() and run.model.is_dir()]
-    if not runs:
-        raise FileNotFoundError(f"{folder} holds no finished run with its weights: run the same `torchcbl compare`.")
-    places = {run.name: folder / "robustness" / f"{run.name}.json" for run in runs}
-    pending = [run for run in runs if not places[run.name].is_file()]
-    if pending:
-        score = _noisy_scores(recipe, data)
-        for run in pending:
-            network = rebuild(run.folder).eval()
-            arm = find_arm(run.arm)
-            found = score(run.arm, run.seed, lambda x, arm=arm, network=network: arm.outputs(network, x))
-            write_atomically(places[run.name], json.dumps(asdict(found), indent=1) + "\n")
-            by_ratio = zip(found.ratios, found.accuracy, strict=True)
-            tell(f"{run.name}: {', '.join(f'{ratio} {100 * steps[-1]:.1f}%' for ratio, steps in by_ratio)}")
-    return Robustness(recipe, tuple(read_noisy(places[run.name]) for run in runs))
+    from torchcbl.lab.measures.noise import Noise
+    from torchcbl.lab.measures.study import measure_study
+
+    found = measure_study(folder, ("noise",), data, tell=tell)
+    by_arm = found.of("noise", Noise)
+    return Robustness(found.recipe, tuple(run.as_noisy_run() for runs in by_arm.values() for run in runs))
 
 
-def _noisy_scores(recipe: Recipe, data: Path | None) -> Callable[..., NoisyRun]:
-    from torchcbl.lab.sound.dataset import SoundDataset, testing_noise
-    from torchcbl.lab.sound.robustness import scores_by_snr
-
-    dataset = load_dataset(recipe, data)
-    if not isinstance(dataset, SoundDataset) or not dataset.recordings:
-        raise ValueError(f"{recipe.name} is on {recipe.data}, which comes without recordings of noise to mix in.")
-    noise = testing_noise(dataset.recordings)
-
-    def score(arm: str, seed: int, outputs: Callable[[Tensor], object]) -> NoisyRun:
-        def channels_last(x: Tensor) -> object:
-            return outputs(x.contiguous(memory_format=torch.channels_last))
-
-        scores = scores_by_snr(channels_last, dataset.clips["test"], dataset.front_end, noise)  # type: ignore[arg-type]
-        return NoisyRun(
-            arm=arm,
-            seed=seed,
-            n=dataset.size("test"),
-            ratios=tuple(CLEAN if math.isinf(ratio) else f"{ratio:g} dB" for ratio in scores),
-            accuracy=tuple(score.accuracy for score in scores.values()),
-            balanced=tuple(score.balanced_accuracy for score in scores.values()),
-        )
-
-    return score
+def earlier_path(folder: Path, run: str) -> Path:
+    """Where earlier versions kept what they measured of a run."""
+    return folder / "robustness" / f"{run}.json"
 
 
 def read_noisy(path: Path) -> NoisyRun:
-    """Read what was measured of one run.
+    """Read what an earlier version measured of one run.
 
     Raises:
         ValueError: The file is damaged, or of another run than its name says.

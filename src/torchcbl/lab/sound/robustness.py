@@ -24,7 +24,7 @@ RATIOS = (CLEAN, 20.0, 10.0, 5.0, 0.0, -5.0)
 
 @torch.no_grad()
 def scores_by_snr(
-    outputs: Callable[[Tensor], Sequence[Tensor]],
+    outputs: Callable[..., Sequence[Tensor] | Tensor],
     clips: Clips,
     front_end: MelFrontEnd,
     noise: NoiseMixer,
@@ -32,6 +32,7 @@ def scores_by_snr(
     ratios: Sequence[float] = RATIOS,
     batch_size: int = 128,
     seed: int = 0,
+    labelled: bool = False,
 ) -> dict[float, Scores]:
     """Score a network on clips with background noise, at each signal-to-noise ratio.
 
@@ -40,13 +41,15 @@ def scores_by_snr(
     `NoiseMixer.split`.
 
     Args:
-        outputs: Maps normalised spectrograms (B, 1, bins, frames) to logits y_0..y_T, each (B, K); in eval mode.
+        outputs: Maps normalised spectrograms (B, 1, bins, frames), and classes (B,) where `labelled`, to logits
+            y_0..y_T, each (B, K); in eval mode.
         clips: What to score on.
         front_end: The one that the network was trained with, on the CPU.
         noise: The recordings; its `share` and `snr_db` have no part here.
         ratios: In decibels; infinity is the clean clip.
         batch_size: Clips in a batch, at least 1.
         seed: Which noise.
+        labelled: Whether `outputs` is also told the classes, for oracles.
 
     Returns:
         By ratio, loss and accuracy at every step tau.
@@ -74,5 +77,6 @@ def scores_by_snr(
         indices = torch.arange(start, min(start + batch_size, len(clips)))
         waveforms, target = from_pcm(clips.waveforms[indices.numpy()]), clips.labels[indices]
         for ratio, score in scores.items():
-            score.add(outputs(front_end(noise.at(waveforms, indices, ratio, seed))), target)
+            x = front_end(noise.at(waveforms, indices, ratio, seed))
+            score.add(tuple(outputs(x, target) if labelled else outputs(x)), target)
     return scores

@@ -1,0 +1,1 @@
+"""Disturbing images: corruptions, occluders and clutter, each named, graded and seeded."""
