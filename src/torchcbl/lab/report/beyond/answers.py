@@ -1,8 +1,7 @@
-"""What a run answered to every test image, where that was measured."""
+"""What a run answered to every test sample, where that was measured."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +9,21 @@ from numpy.typing import NDArray
 
 
 def read_answers(folder: Path, run: str) -> NDArray[np.bool_] | None:
-    """Read which images a run had right at every step.
+    """Read which test samples a run had right at every step.
 
     Args:
         folder: The study's.
         run: The run's name.
 
     Returns:
-        (T + 1, N) bool; None where it was not measured.
+        (T + 1, N) bool; None where it was not measured, or the run was repeated since.
+
+    Raises:
+        ValueError: The file is damaged.
     """
+    from torchcbl.lab.measures import read_correct
+
     try:
-        measures = importlib.import_module("torchcbl.lab.measures")
-        right: NDArray[np.bool_] = measures.read_correct(folder, run)
-    except (ImportError, FileNotFoundError):
+        return read_correct(folder, run)
+    except FileNotFoundError:
         return None
-    return right

@@ -100,7 +100,7 @@ def _gain(found: Beyond, loop: str) -> tuple[bool, list[str]]:
         return False, [f"{start}: whether there is a gain over the plain network has not been tested."]
     mean = _mean(plain.comparison)
     if not plain.comparison.difference_shown:
-        return False, [f"{start} is not shown to gain anything over {plain.name}: there is no gain to explain."]
+        return False, [f"{start} is not shown to gain anything over {_listed([plain])}: there is no gain to explain."]
     if mean < 0:
         return False, [f"{start} scores {-mean:.2f} points below {plain.name}: there is no gain to explain."]
     return True, [f"{start} gains {mean:.2f} points over {plain.name}."]
