@@ -95,6 +95,7 @@ def shard(module: LightningModule) -> None:
     """
     if isinstance(module, FSDPModule):
         return
+    module.strict_loading = False  # a parameter without a gradient, as `literal` has, has no state in the optimiser
     module.to(memory_format=torch.contiguous_format)
     fully_shard(module)
     for step in ("training_step", "validation_step", "test_step"):

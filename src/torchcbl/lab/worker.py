@@ -34,6 +34,10 @@ class Problem:
     lost: bool = False
 
 
+class Done:
+    """The run is done."""
+
+
 def work(
     run: Run,
     threads: int,
@@ -41,7 +45,7 @@ def work(
     rank: Rank = ALONE,
     ignored: Sequence[int] = (signal.SIGINT,),
 ) -> None:
-    """Train one run in this process; its `RunState`s go to the connection, a `Problem` if it fails.
+    """Train one run in this process; its `RunState`s go to the connection, and at its end `Done` or a `Problem`.
 
     Args:
         run: What to train.
@@ -50,8 +54,7 @@ def work(
         rank: Which of the run's processes this is.
         ignored: Signals that the one who started this process deals with: Ctrl-C reaches every process.
     """
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+    _ignore(ignored)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _print_into(run)
@@ -62,6 +65,15 @@ def work(
         connection.send(Problem(traceback.format_exception_only(error)[-1].strip()))
         traceback.print_exc()  # last, because a full disk may refuse it
         sys.exit(1)
+    connection.send(Done())
+
+
+def _ignore(signals: Sequence[int]) -> None:
+    """Let signals pass by, also where Lightning puts handlers of its own in place of ours."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
 
 def _train(run: Run, threads: int, connection: Connection, rank: Rank) -> None:

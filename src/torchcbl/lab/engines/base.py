@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torchcbl.lab.ranks import Spread
 from torchcbl.lab.runs import Run
+from torchcbl.lab.worker import Problem
 
 if TYPE_CHECKING:
     from torchcbl.lab.progress import Display
@@ -57,6 +58,26 @@ class Plan:
             2
         """
         return self.threads or max(1, cores // (jobs * self.spread.devices))
+
+
+TRIES = 4
+"""How often a run is begun, or gone on with, that is lost each time."""
+
+
+def goes_on(problem: Problem | None, number: int, tries: int) -> bool:
+    """Say whether a run is to be taken up again elsewhere: where it was lost, but not for ever.
+
+    Args:
+        problem: How the run ended; None if it ended well.
+        number: Which try that was, from 1.
+        tries: How many there may be.
+
+    Example:
+        >>> lost, failed = Problem("its node went away", lost=True), Problem("ValueError: ...")
+        >>> goes_on(lost, 1, tries=2), goes_on(lost, 2, tries=2), goes_on(failed, 1, tries=2)
+        (True, False, False)
+    """
+    return problem is not None and problem.lost and number < tries
 
 
 class Engine(Protocol):

@@ -32,6 +32,11 @@ class Ended:
 
     problem: Problem | None = None
 
+    @property
+    def reason(self) -> str:
+        """What went wrong; nothing if nothing did."""
+        return self.problem.reason if self.problem else ""
+
 
 Message = Begun | RunState | Ended
 

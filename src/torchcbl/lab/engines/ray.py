@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from torchcbl.lab.engines.base import Failure, Plan
+from torchcbl.lab.engines.base import TRIES, Failure, Plan, goes_on
 from torchcbl.lab.engines.ray_team import RayTeam
 from torchcbl.lab.machine import num_cores
 from torchcbl.lab.runs import Run
 
 if TYPE_CHECKING:
     from torchcbl.lab.progress import Display
-
-TRIES = 4
 
 
 class RayEngine:
@@ -73,13 +71,15 @@ class RayEngine:
                     display.start(run)
                 ray.wait([reference for team in teams for reference in team.references], timeout=1.0)
                 for team, (run, number) in list(teams.items()):
+                    if team.is_overdue():
+                        display.note(f"{run.name} waits for a node with {_shown(self.needs)} free")
                     for state in team.listen():
                         display.update(run, state)
                     if not team.ended:
                         continue
                     del teams[team]
-                    if team.problem is not None and team.problem.lost and number < self.tries:
-                        display.note(f"{run.name} was lost on {team.host}: {team.problem.reason}; it goes on elsewhere")
+                    if goes_on(team.problem, number, self.tries):
+                        display.note(f"{run.name} was lost on {team.host}: {team.reason}; it goes on elsewhere")
                         waiting.append((run, number + 1))
                         continue
                     problem = self._outcome(team, run)
@@ -97,8 +97,7 @@ class RayEngine:
     def _outcome(self, team: RayTeam, run: Run) -> str | None:
         """Say what is wrong with a run that has ended; None if nothing is."""
         if team.problem is not None:
-            times = f" ({self.tries} times)" if team.problem.lost else ""
-            return team.problem.reason + times
+            return team.reason + (f" ({self.tries} times)" if team.problem.lost else "")
         if not run.record.exists():
             return f"it finished on {team.host}, but left no record in {run.out}: do all nodes share that folder?"
         return None
@@ -114,6 +113,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # what is left in the stream of a run that was lost
     named = os.environ.get("RAY_ADDRESS")
     if named and named.startswith("ray://"):
         raise ValueError(f"RAY_ADDRESS is {named}: run the command on a node of the cluster, with RAY_ADDRESS=auto.")

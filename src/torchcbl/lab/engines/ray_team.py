@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchcbl.lab.runs import Run, RunState
 from torchcbl.lab.worker import Problem
 
 AFTERMATH_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0
 
 
 class RayTeam:
@@ -34,6 +36,7 @@ class RayTeam:
         self.run, self.threads, self.spread, self.needs = run, threads, spread, needs
         self.problem: Problem | None = None
         self.host: str | None = None
+        self._overdue = time.monotonic() + PATIENCE_SECONDS
         self._environment = {key: value for key, value in os.environ.items() if key.startswith("TORCHCBL_")}
         strategy = "STRICT_SPREAD" if spread.nodes > 1 else "PACK"
         self._group = placement_group([needs] * spread.nodes, strategy=strategy)
@@ -51,6 +54,18 @@ class RayTeam:
     def ended(self) -> bool:
         """Whether nothing of it is at work."""
         return not self.references
+
+    @property
+    def reason(self) -> str:
+        """What went wrong; nothing if nothing did."""
+        return self.problem.reason if self.problem else ""
+
+    def is_overdue(self) -> bool:
+        """Whether no node has taken it up for long; true only once."""
+        if self.host is not None or time.monotonic() < self._overdue:
+            return False
+        self._overdue = float("inf")
+        return True
 
     def listen(self) -> list[RunState]:
         """Take what has been sent."""

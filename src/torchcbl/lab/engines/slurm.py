@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import submitit
 
-from torchcbl.lab.engines.base import Failure, Plan
+from torchcbl.lab.engines.base import TRIES, Failure, Plan, goes_on
 from torchcbl.lab.engines.journal import Ended, Journal
 from torchcbl.lab.engines.slurm_job import SlurmRun, journal_of
 from torchcbl.lab.engines.slurm_queue import Queue
@@ -21,7 +21,6 @@ from torchcbl.lab.worker import Problem
 if TYPE_CHECKING:
     from torchcbl.lab.progress import Display
 
-TRIES = 4
 POLL_SECONDS = 0.5
 STORAGE_SECONDS = 15.0
 """How long a file may take to be seen from another machine."""
@@ -91,12 +90,11 @@ class SlurmEngine:
                     if ended is None:
                         continue
                     del tickets[ticket.run.name]
-                    problem = ended.problem
-                    if problem is not None and problem.lost and ticket.number < self.tries:
-                        display.note(f"{ticket.run.name} was lost: {problem.reason}; it goes on in another job")
+                    if goes_on(ended.problem, ticket.number, self.tries):
+                        display.note(f"{ticket.run.name} was lost: {ended.reason}; it goes on in another job")
                         waiting.append((ticket.run, ticket.number + 1))
                         continue
-                    failures += self._finish(ticket, problem, display)
+                    failures += self._finish(ticket, ended, display)
                     self.queue.remember(_out(runs), {name: ticket.job for name, ticket in tickets.items()})
                 time.sleep(POLL_SECONDS)
         except BaseException:
@@ -153,13 +151,13 @@ class SlurmEngine:
         reason = f"job {ticket.job.job_id} is {over} (its own words: {ticket.job.paths.stderr})"
         return Ended(Problem(reason, lost=over != "CANCELLED"))
 
-    def _finish(self, ticket: _Ticket, problem: Problem | None, display: Display) -> list[Failure]:
+    def _finish(self, ticket: _Ticket, ended: Ended, display: Display) -> list[Failure]:
         if not ticket.shown:
             display.start(ticket.run)
         ticket.journal.clear()
         reason = None
-        if problem is not None:
-            reason = problem.reason + (f" ({self.tries} times)" if problem.lost else "")
+        if ended.problem is not None:
+            reason = ended.reason + (f" ({self.tries} times)" if ended.problem.lost else "")
         display.finish(ticket.run, reason)
         return [Failure(ticket.run, reason)] if reason else []
 

@@ -23,7 +23,7 @@ FIRST_PORT, NUM_PORTS = 20000, 10000
 
 def journal_of(run: Run) -> Journal:
     """Where the job of a run says how far it is."""
-    return Journal(run.folder / "states.jsonl")
+    return Journal(run.out / "slurm" / f"{run.name}.jsonl")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from torchcbl.lab.ranks import Rank
 from torchcbl.lab.runs import Run, RunState
-from torchcbl.lab.worker import Problem, work
+from torchcbl.lab.worker import Done, Problem, work
 
 PRELOADED = ["torchcbl.lab.training", "sklearn.datasets"]
 LEAVING_SECONDS = 10.0
@@ -57,6 +57,7 @@ class Team:
         self.run = run
         self.problem: Problem | None = None
         self._members: list[_Member] = []
+        self._done: set[int] = set()
         for rank in ranks:
             receiver, sender = context.Pipe(duplex=False)
             name = run.name if rank.spread.size == 1 else f"{run.name}-rank{rank.number}"
@@ -85,13 +86,14 @@ class Team:
                     message = member.connection.recv()
                     if isinstance(message, RunState):
                         states.append(message)
+                    elif isinstance(message, Done):
+                        self._done.add(id(member))
                     else:
                         member.process.join(LEAVING_SECONDS)  # it still writes its log
                         self.problem = self.problem or message
             except (EOFError, ConnectionError):
                 self._leave(member)
         if self.problem is not None:
-            self._look_for_the_dead()
             self.kill()
         elif self._members and self._first not in self._members:
             self._part()
@@ -99,6 +101,8 @@ class Team:
 
     def kill(self) -> None:
         """End what is left."""
+        for member in self._members:
+            self._blame(member)
         for member in self._members:
             member.process.kill()
         for member in self._members:
@@ -110,14 +114,14 @@ class Team:
         member.connection.close()
         member.process.join()
         self._members.remove(member)
-        if member.process.exitcode != 0 and self.problem is None:
+        self._blame(member)
+        if id(member) not in self._done and self.problem is None:  # Lightning makes SIGTERM an exit with code 0
             self.problem = _lost(member.process.exitcode)
 
-    def _look_for_the_dead(self) -> None:
+    def _blame(self, member: _Member) -> None:
         """Where a process was killed, the others complain of their lost connection: that is not what went wrong."""
-        for member in self._members:
-            if (member.process.exitcode or 0) < 0:
-                self.problem = _lost(member.process.exitcode)
+        if (member.process.exitcode or 0) < 0:
+            self.problem = _lost(member.process.exitcode)
 
     def _part(self) -> None:
         """The first process, which writes all there is to write, has done so: the others have nothing left to do."""
@@ -127,7 +131,7 @@ class Team:
 
 
 def _lost(code: int | None) -> Problem:
-    return Problem(f"its process ended with code {code} (memory full, or killed?)", lost=True)
+    return Problem(f"its process ended before the run, with code {code} (memory full, or killed?)", lost=True)
 
 
 def follow(team: Team) -> Iterator[RunState]:
