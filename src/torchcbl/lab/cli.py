@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torchcbl import __version__
 from torchcbl.lab import commands
+from torchcbl.lab.measures import KIND_NAMES
 from torchcbl.lab.recipe import ARM_NAMES, recipe_names
 
 INTERRUPTED = 130
@@ -61,7 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"torchcbl {__version__}")
     group = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compare, _add_report, _add_sites, _add_audit, _add_stability, _add_robustness, _add_listen):
+    for add in (
+        _add_compare,
+        _add_report,
+        _add_sites,
+        _add_audit,
+        _add_stability,
+        _add_measure,
+        _add_robustness,
+        _add_listen,
+    ):
         add(group)
     return parser
 
@@ -191,14 +201,36 @@ def _add_stability(group: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--steps", type=int, default=64, metavar="N", help="how far the loop is run (default: 64)")
 
 
+def _add_measure(group: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        group,
+        "measure",
+        "Measure the finished runs of a study at every step: calibration, cost, corruptions, attacks, ...\n\n"
+        "Writes measures/KIND/<run>.json and measures.html into the study's folder. What has been measured is not\n"
+        "measured again; kill it at any moment, and the same command goes on with the next.",
+        "  torchcbl measure runs/demo\n"
+        "  torchcbl measure runs/cifar10 --only clean,corruptions --data ~/cifar10\n"
+        "  torchcbl measure runs/cifar10 --only attacks --samples 200 --arms standard,cbl --jobs 2",
+    )
+    parser.set_defaults(command=commands.measure)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
+    parser.add_argument("--only", metavar="A,B", help=f"kinds out of {', '.join(KIND_NAMES)} (default: all that fit)")
+    parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="test samples of corruptions and occlusion (1000), attacks (500)"
+    )
+    parser.add_argument("--arms", metavar="A,B", help="which arms (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+
+
 def _add_robustness(group: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(
         group,
         "robustness",
         "Measure the finished runs of a study on sound in background noise.\n\n"
         "Accuracy by signal-to-noise ratio, arm and step, with intervals over the seeds. Every run meets the same\n"
-        "noise. Writes robustness.html and robustness/<run>.json into the study's folder; runs already measured are\n"
-        "not measured again.",
+        "noise. Writes robustness.html and measures/noise/<run>.json into the study's folder; runs already measured\n"
+        "are not measured again.",
         "  torchcbl robustness runs/speech-five-words",
     )
     parser.set_defaults(command=commands.robustness)

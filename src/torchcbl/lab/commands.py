@@ -99,6 +99,30 @@ def listen(options: argparse.Namespace) -> int:
     return 0
 
 
+def measure(options: argparse.Namespace) -> int:
+    """Measure a study's runs, and write the page."""
+    from torchcbl.lab.measures.study import measure_study
+    from torchcbl.lab.report.measures import summary, write_measures
+
+    data = _own_data(options.data)[1]
+    found = measure_study(
+        options.folder,
+        _words(options.only),
+        data,
+        options.samples,
+        _words(options.arms),
+        options.jobs,
+        lambda text: print(text, flush=True),
+    )
+    page = write_measures(found, data)
+    print(f"\n{summary(found)}\n\npage: {page}")
+    return 0
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
 def robustness(options: argparse.Namespace) -> int:
     """Measure a study's runs in background noise, and write the page."""
     from torchcbl.lab.report.robustness import summary, write_robustness

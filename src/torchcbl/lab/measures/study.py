@@ -185,7 +185,8 @@ def _check_weights(tasks: Sequence[Task]) -> None:
     missing = sorted({task.run.name for task in tasks if not task.run.model.is_dir()})
     if missing:
         raise FileNotFoundError(
-            f"no weights of {', '.join(missing)}: only a folder in which `torchcbl compare` trained can be measured."
+            f"no weights of {', '.join(missing)}: only where `torchcbl compare` trained can runs be measured. What is "
+            "measured already can be read all the same: name its kinds with --only."
         )
 
 

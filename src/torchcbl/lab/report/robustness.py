@@ -86,7 +86,7 @@ def _sentence(found: Robustness, arm: str) -> str:
 def render(found: Robustness) -> str:
     """Write the page."""
     with styled():
-        figure = _curves(found)
+        figure = draw_noise(found)
     caption = "Accuracy of the answer y_T by signal-to-noise ratio; thin: single runs, thick: mean."
     note = SOURCES[found.recipe.data].note
     return write_page(
@@ -129,7 +129,8 @@ def _difference(comparison: Comparison) -> str:
     return f"{comparison.mean:+.2f}{interval}"
 
 
-def _curves(found: Robustness) -> Figure:
+def draw_noise(found: Robustness) -> Figure:
+    """Draw the accuracy of the answers by signal-to-noise ratio."""
     figure, axes = canvas()
     ratios = _ratios(found)
     x = np.arange(len(ratios))
