@@ -179,7 +179,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = 
         TypeError: A value has the wrong type.
         ValueError: The recipe, a key or an arm is unknown, or a value out of range.
     """
-    changes = {key: _parse_override(key, text) for key, text in (overrides or {}).items()}
+    changes = {key: parse_value(key, text) for key, text in (overrides or {}).items()}
     path = Path(name_or_path)
     if path.suffix == ".toml" or len(path.parts) > 1:
         return read_recipe(path, changes)
@@ -227,8 +227,12 @@ def _resolve(source: str, text: str, changes: Mapping[str, object]) -> Recipe:
     return Recipe(**values)
 
 
-def _parse_override(key: str, text: str) -> object:
-    """Read the value as TOML; a text that is none is a string, where a string is wanted."""
+def parse_value(key: str, text: str) -> object:
+    """Read the value of a recipe key as TOML; a text that is none is a string, where a string is wanted.
+
+    Raises:
+        ValueError: There is no such key; the message names the closest.
+    """
     _check_key(key)
     try:
         parsed = tomllib.loads(f"value = {text}")

@@ -1,0 +1,48 @@
+"""Doing a sweep: all runs of all settings in one pool, none of them twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchcbl.lab.engines.base import Engine, Failure
+from torchcbl.lab.progress import Display
+from torchcbl.lab.study import locked, unfinished
+from torchcbl.lab.sweep.feasible import checked
+from torchcbl.lab.sweep.plan import Sweep, claim, save
+
+
+def run_sweep(
+    sweep: Sweep, out: Path, display: Display, engine: Engine, data: Path | None = None
+) -> tuple[Sweep, list[Failure]]:
+    """Do all runs of a sweep that are not done yet; no test data are looked at.
+
+    Args:
+        sweep: What to try.
+        out: The sweep's folder; settings and seeds of earlier sweeps over the same keys there are gone on with.
+        display: Shows how far it has come.
+        engine: What does the runs (`torchcbl.lab.engines.make_engine`).
+        data: Folder of the data set; none uses `TORCHCBL_DATA` or the cache.
+
+    Returns:
+        The sweep as it now stands in the folder, with what cannot be had; and the runs that failed.
+
+    Raises:
+        ValueError: `out` holds another sweep or a study; the arm or all settings are impossible; a data file is wrong.
+        OSError: `out` cannot be written, the data is not there, or another process is at work in `out`.
+    """
+    with locked(out), display:
+        sweep = checked(claim(sweep, out), out, data, display.preparing)
+        save(sweep, out)
+        for label, reason in sweep.refused.items():
+            display.note(f"{label} cannot be had: {reason}")
+        trials = sweep.trials(out, data)
+        pending = unfinished(trials)
+        display.note(
+            f"{len(sweep.possible)} settings of {sweep.arm} and {len(sweep.references)} of standard, "
+            f"{sweep.seeds} seeds each: {len(trials)} runs"
+        )
+        display.begin(len(trials), len(trials) - len(pending))
+        if not pending:
+            return sweep, []
+        engine.start(len(trials))
+        return sweep, engine.work_off(list(pending), display)
