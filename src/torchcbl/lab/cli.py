@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         _add_compare,
+        _add_sweep,
         _add_report,
         _add_sites,
         _add_audit,
@@ -122,6 +123,43 @@ def _add_compare(group: Commands[argparse.ArgumentParser]) -> None:
     _add_scale(parser)
 
 
+def _add_sweep(group: Commands[argparse.ArgumentParser]) -> None:
+    parser = _add(
+        group,
+        "sweep",
+        "Try many settings of one arm and choose by validation data alone; no test data are looked at.\n\n"
+        "Every setting and `standard` are trained with the same seeds, which no study uses. Writes sweep.html and\n"
+        "best.toml, the recipe of the chosen setting for `torchcbl compare`. Finished runs are never repeated; the\n"
+        "same command goes on, and other values or more seeds extend it (docs/sweeps.md).",
+        "  torchcbl sweep demo --over steps=1,2,3 --over alpha=0,0.3 --seeds 3\n"
+        "  torchcbl sweep cifar10 --over adapter=film,gate --over sites=all,block2+block3,block3 --epochs 5 --jobs 2\n"
+        "  torchcbl sweep cifar10 --over steps=1,2,4 --over schedule=repropagate,literal --samples 4 --by loss\n"
+        "  torchcbl sweep demo --finish      choose among what is finished",
+    )
+    parser.set_defaults(command=commands.sweep)
+    parser.add_argument("recipe", nargs="?", help=f"{', '.join(recipe_names())} (default: demo), or a .toml file")
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="values of a recipe key; may be repeated: all combinations are tried",
+    )
+    parser.add_argument("--samples", type=int, metavar="N", help="try so many of the combinations, drawn at random")
+    parser.add_argument("--arm", metavar="NAME", help="what to try (default: cbl)")
+    parser.add_argument("--by", metavar="SCORE", help="validation accuracy (default) or loss")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each setting")
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="passes over the training data; best.toml keeps its own"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core)")
+    parser.add_argument("--data", metavar="DIR", help="folder of the data; images:DIR, audio:DIR: your own")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/RECIPE-sweep)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
+    parser.add_argument("--finish", action="store_true", help="train nothing more: choose among what is finished")
+    _add_scale(parser)
+
+
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("more machines and devices (docs/scale.md)")
     group.add_argument("--engine", default="local", metavar="NAME", help="where runs go: local (default), ray or slurm")
@@ -144,7 +182,7 @@ def _add_report(group: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(
         group,
         "report",
-        "Rebuild the report of a study from its records alone.",
+        "Rebuild the report of a study, or of a sweep, from its records alone.",
         "  torchcbl report runs/demo",
     )
     parser.set_defaults(command=commands.report)

@@ -5,31 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchcbl.lab.recipe import load_recipe
+from torchcbl.lab.recipe import Recipe, load_recipe
 from torchcbl.lab.sources import SOURCES
 
 if TYPE_CHECKING:
     from torchcbl.lab.engines import Engine
 
 USER_ERROR, FAILED = 2, 1
+_TRAINING = ("over", "samples", "seeds", "epochs", "arm", "set", "jobs", "threads", "slurm")
 
 
 def compare(options: argparse.Namespace) -> int:
     """Run a study and print its table."""
-    own, data = _own_data(options.data)
-    if own and options.recipe not in (None, own):
-        raise ValueError(
-            f"--data {own}:DIR comes with the recipe '{own}': leave out '{options.recipe}', change it by --set"
-        )
-    recipe = load_recipe(options.recipe or own or "demo", _overrides(options))
-    if data is not None and recipe.data == "digits":
-        raise ValueError(
-            f"recipe '{recipe.name}' is on digits, which come with scikit-learn: leave out --data, name the recipe "
-            "that reads the folder, or write --data images:DIR or audio:DIR for data of your own"
-        )
+    recipe, data = _recipe(options, _overrides(options))
     out = options.out or Path("runs") / recipe.name
     engine = _engine(options)
 
@@ -47,9 +40,63 @@ def compare(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Rebuild a report and print its table."""
+    if (options.folder / "sweep.json").is_file():
+        return _report_sweep(options.folder)
     if not (options.folder / "recipe.toml").is_file():
         raise FileNotFoundError(f"{options.folder} holds no study: give a folder that `torchcbl compare` wrote.")
     _report(options.folder)
+    return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Run a sweep, and print what it chose."""
+    recipe, data = _recipe(options, _pairs("--set", options.set))
+    out = options.out or Path("runs") / f"{recipe.name}-sweep"
+    if options.finish:
+        return _finish_sweep(options, out)
+
+    from torchcbl.lab.sweep.grid import make_settings
+    from torchcbl.lab.sweep.plan import Sweep
+
+    settings = make_settings(options.over, recipe, options.samples)
+    if options.epochs is not None and dict(settings[0].values).get("epochs"):
+        raise ValueError("--epochs and --over epochs both say how long to train: leave one out.")
+    seeds = recipe.seeds if options.seeds is None else options.seeds
+    epochs = recipe.epochs if options.epochs is None else options.epochs
+    asked = Sweep(recipe, options.arm or "cbl", settings, seeds, epochs, options.by or "accuracy")
+    engine = _engine(options)
+
+    from torchcbl.lab.progress import make_display
+    from torchcbl.lab.sweep.results import read_results
+    from torchcbl.lab.sweep.running import run_sweep
+
+    found, failures = run_sweep(asked, out, make_display(), engine, data)
+    if read_results(found, out).complete:
+        _report_sweep(out, options.data)
+    for failure in failures:
+        say_error(f"{failure.run.name} failed: {failure.reason} (all of it in {failure.run.log})")
+    return FAILED if failures else 0
+
+
+def _finish_sweep(options: argparse.Namespace, out: Path) -> int:
+    """Choose among what is finished; refuse what only training would read."""
+    unread = [f"--{key}" for key in _TRAINING if getattr(options, key)]
+    if unread:
+        raise ValueError(
+            f"--finish trains nothing and takes the sweep as {out} holds it: leave out {', '.join(unread)}."
+        )
+    return _report_sweep(out, options.data, options.by)
+
+
+def _report_sweep(out: Path, data: str | None = None, by: str | None = None) -> int:
+    from torchcbl.lab.report.sweep import write_sweep
+    from torchcbl.lab.sweep.plan import load
+    from torchcbl.lab.sweep.results import read_results
+
+    sweep = load(out)
+    written = write_sweep(read_results(replace(sweep, by=by or sweep.by), out), out)
+    compare = f"torchcbl compare {written.best}{f' --data {_own_data(data)[1]}' if data else ''}"
+    print(f"\n{written.text}\n\nreport: {written.page}\nto look at test data, once: {compare}")
     return 0
 
 
@@ -140,6 +187,22 @@ def _report(out: Path) -> None:
 
     built = build_report(out)
     print(f"\n{table(read_records(out))}\n\nreport: {built.page}")
+
+
+def _recipe(options: argparse.Namespace, changes: Mapping[str, str]) -> tuple[Recipe, Path | None]:
+    """Load the recipe that the options name, and say where its data are."""
+    own, data = _own_data(options.data)
+    if own and options.recipe not in (None, own):
+        raise ValueError(
+            f"--data {own}:DIR comes with the recipe '{own}': leave out '{options.recipe}', change it by --set"
+        )
+    recipe = load_recipe(options.recipe or own or "demo", changes)
+    if data is not None and recipe.data == "digits":
+        raise ValueError(
+            f"recipe '{recipe.name}' is on digits, which come with scikit-learn: leave out --data, name the recipe "
+            "that reads the folder, or write --data images:DIR or audio:DIR for data of your own"
+        )
+    return recipe, data
 
 
 def _engine(options: argparse.Namespace) -> Engine:

@@ -33,6 +33,7 @@ class Sweep:
         epochs: Of each run, where the settings do not say.
         by: Validation score to choose by, "accuracy" or "loss".
         refused: Settings that cannot be had, by label, and why.
+        ended: Whether the last command came to its end, so that a run that is missing has failed.
 
     Raises:
         ValueError: A value is out of range, or the arm cannot be tried.
@@ -45,6 +46,7 @@ class Sweep:
     epochs: int
     by: str = "accuracy"
     refused: Mapping[str, str] = field(default_factory=dict)
+    ended: bool = False
 
     def __post_init__(self) -> None:
         if self.arm not in ARM_NAMES or self.arm == REFERENCE or self.arm in DERIVED_ARMS:
@@ -139,6 +141,7 @@ def save(sweep: Sweep, out: Path) -> None:
         "epochs": sweep.epochs,
         "settings": [dict(setting.values) for setting in sweep.settings],
         "refused": dict(sweep.refused),
+        "ended": sweep.ended,
     }
     write_atomically(out / FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     write_atomically(out / "recipe.toml", sweep.recipe.as_toml())
@@ -160,7 +163,8 @@ def load(out: Path) -> Sweep:
         if plain["schema"] != SCHEMA:
             raise ValueError(f"it has schema {plain['schema']}, this torchcbl reads {SCHEMA}")
         settings = tuple(_setting(values, recipe) for values in plain["settings"])
-        return Sweep(recipe, plain["arm"], settings, plain["seeds"], plain["epochs"], plain["by"], plain["refused"])
+        numbers = plain["seeds"], plain["epochs"]
+        return Sweep(recipe, plain["arm"], settings, *numbers, plain["by"], plain["refused"], plain["ended"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error!r}): delete it and recipe.toml beside it, and run the same `torchcbl sweep` "

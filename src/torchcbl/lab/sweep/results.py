@@ -117,14 +117,15 @@ def score(record: TrialRecord, by: str) -> float:
     return 100 * last.validation_accuracy[-1] if by == "accuracy" else last.validation_loss[-1]
 
 
-def read_results(sweep: Sweep, out: Path, *, early: bool = False) -> Results:
+def read_results(sweep: Sweep, out: Path) -> Results:
     """Read what the runs of a sweep scored.
+
+    One that was stopped before its end is judged by its first seeds alone: those that every setting has of which the
+    first seed is finished.
 
     Args:
         sweep: The sweep.
         out: Its folder.
-        early: Whether it was stopped before its end: then it is judged by the first seeds alone, those that every
-            setting has of which the first seed is finished.
 
     Raises:
         ValueError: A record is damaged, or of another run.
@@ -135,7 +136,7 @@ def read_results(sweep: Sweep, out: Path, *, early: bool = False) -> Results:
         for setting in settings
     }
     seeds = sweep.all_seeds
-    if early:
+    if not sweep.ended:
         passes = [_leading(records, seeds) for (arm, _), records in found.items() if arm == sweep.arm]
         seeds = seeds[: min((length for length in passes if length), default=len(seeds))]
     kept = {key: tuple(record for record in records if record.seed in seeds) for key, records in found.items()}

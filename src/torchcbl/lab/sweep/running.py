@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torchcbl.lab.engines.base import Engine, Failure
@@ -42,7 +43,10 @@ def run_sweep(
             f"{sweep.seeds} seeds each: {len(trials)} runs"
         )
         display.begin(len(trials), len(trials) - len(pending))
-        if not pending:
-            return sweep, []
-        engine.start(len(trials))
-        return sweep, engine.work_off(list(pending), display)
+        failures: list[Failure] = []
+        if pending:
+            engine.start(len(trials))
+            failures = engine.work_off(list(pending), display)
+        sweep = replace(sweep, ended=True)
+        save(sweep, out)
+        return sweep, failures
