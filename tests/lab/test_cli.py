@@ -39,7 +39,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     program = (
         "import sys\nfrom torchcbl.lab.cli import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'lightning', 'numpy', 'rich', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'rich', 'scipy', 'sklearn', 'matplotlib', 'ray', 'submitit'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -109,6 +110,18 @@ def test_a_failed_run_gives_exit_code_1_and_its_log(tmp_path: Path, capsys: pyte
         (["compare", "--arms", "cbl,gate"], "unknown arm 'gate'"),
         (["compare", "--seeds", "0"], "'seeds' must be >= 1"),
         (["compare", "--jobs", "0", "--out", "{}"], "jobs must be >= 1"),
+        (["compare", "--engine", "rey"], "unknown engine 'rey': did you mean 'ray'?"),
+        (
+            ["compare", "--nodes", "2"],
+            "--engine local is this machine alone, got --nodes 2: take --engine ray or slurm",
+        ),
+        (["compare", "--strategy", "fsdp"], "--strategy fsdp spreads one run over several: add --devices or --nodes"),
+        (["compare", "--devices", "2", "--strategy", "dpp"], "strategy must be one of ddp, fsdp, got 'dpp'"),
+        (["compare", "--slurm", "partition"], "--slurm needs key=value, got 'partition'"),
+        (
+            ["compare", "--slurm", "partition=gpu"],
+            "options of Slurm (partition) need --engine slurm, got --engine local",
+        ),
         (["compare", "cifar10", "--data", "{}/none", "--out", "{}"], "none"),
         (["compare", "--data", "image:{}"], "--data knows images:DIR, audio:DIR or a folder, got 'image:"),
         (["compare", "--data", "{}", "--out", "{}"], "is on digits, which come with scikit-learn: leave out --data"),

@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 
 from torchcbl.lab import worker
+from torchcbl.lab.arms import find_arm
+from torchcbl.lab.checkpoints import DurableCheckpointIO
 from torchcbl.lab.data import load_dataset
 from torchcbl.lab.engines import ENGINE_NAMES, Plan, make_engine
 from torchcbl.lab.engines.journal import Begun, Ended, Journal
@@ -29,10 +31,11 @@ from torchcbl.lab.inspection import rebuild
 from torchcbl.lab.locks import hold
 from torchcbl.lab.machine import num_cores
 from torchcbl.lab.progress import Display
-from torchcbl.lab.ranks import Spread, ranks_on
+from torchcbl.lab.ranks import ALONE, Rank, Spread, ranks_on
 from torchcbl.lab.recipe import Recipe, load_recipe
 from torchcbl.lab.records import Record, read_record
 from torchcbl.lab.runs import Run, RunState
+from torchcbl.lab.scores import Scores
 from torchcbl.lab.study import locked, run_study
 from torchcbl.lab.training import train
 from torchcbl.lab.worker import Problem
@@ -247,6 +250,51 @@ def test_a_run_that_another_process_is_at_is_refused(tmp_path: Path, monkeypatch
 # one run over several devices
 
 
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("arm", ["as-released-cbl", "as-released-standard-no-dropout"])
+def test_the_mean_of_all_ranks_gradients_is_that_of_the_whole_batch(arm: str, batch: int, tmp_path: Path) -> None:
+    """In float64, and without batch norm; with fewer samples than ranks, some count for nothing."""
+    recipe = tiny(arm, batch_size=str(batch))
+    dataset, run = load_dataset(recipe), Run(recipe, arm, 0, tmp_path)
+
+    def gradients(rank: Rank) -> dict[str, torch.Tensor]:
+        experiment = Experiment(run, dataset, rank).double()
+        experiment._loss_sum, experiment._own_samples, experiment.samples_seen = torch.zeros(()), 0, 0
+        x, target = next(iter(experiment.train_dataloader()))
+        experiment.training_step((x.double(), target), 0).backward()
+        assert (experiment.samples_seen, experiment._own_samples) == (batch, rank.num_samples(batch))
+        return {name: p.grad for name, p in experiment.named_parameters() if p.grad is not None}
+
+    whole = gradients(ALONE)
+    parts = [gradients(rank) for rank in ranks_on(Spread(3))]
+    for name, gradient in whole.items():
+        mean = torch.stack([part[name] for part in parts]).mean(0)
+        torch.testing.assert_close(mean, gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_the_shares_of_all_ranks_are_the_batches(part: str, tmp_path: Path) -> None:
+    recipe = tiny("cbl", batch_size="433", augment="true")
+    dataset, seed = load_dataset(recipe), 3 if part == "train" else None
+
+    def batches(share: int, num_shares: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        found = dataset.batches(part, 433, seed=seed)
+        found.set_epoch(2)
+        found.take_share(share, num_shares)
+        return list(found)
+
+    for whole, *parts in zip(batches(0, 1), *(batches(share, 3) for share in range(3)), strict=True):
+        for share, samples in enumerate(parts):
+            if own := Rank(Spread(3), device=share).num_samples(len(whole[1])):
+                assert torch.equal(samples[0], whole[0][share::3])
+                assert torch.equal(samples[1], whole[1][share::3])
+                assert len(samples[1]) == own
+            else:
+                assert torch.equal(samples[0], whole[0][:2])
+    with pytest.raises(ValueError, match=r"share must be in \[0, 2\), got 2"):
+        batches(2, 2)
+
+
 def results(record: Record) -> tuple[torch.Tensor, tuple[object, ...]]:
     losses = [loss for epoch in record.epochs for loss in (epoch.train_loss, *epoch.validation_loss)]
     return torch.tensor([*losses, *record.test.loss], dtype=torch.float64), (record.test.n, record.test.confusion)
@@ -276,8 +324,36 @@ def test_several_processes_train_as_one_does_also_after_one_was_killed(spread: S
     assert (found.parameters, found.flops) == (expected.parameters, expected.flops)
     assert found.machine == {**expected.machine, **spread.describe()}
     assert "goes on from its checkpoint" in parts.log.read_text()
-    for name, parameter in rebuild(one.folder).state_dict().items():
-        torch.testing.assert_close(rebuild(parts.folder).state_dict()[name], parameter, rtol=0, atol=2e-4)
+    kept, scores = rebuild(parts.folder).eval(), Scores()
+    with torch.no_grad():
+        for x, target in Experiment(parts, load_dataset(recipe)).test_dataloader():
+            scores.add(find_arm(parts.arm).outputs(kept, x), target)
+    assert scores.confusion == found.test.confusion
+    assert scores.loss == pytest.approx(found.test.loss, rel=1e-5)
+
+
+def test_runs_of_one_process_and_of_several_do_not_mix(whole: dict[str, Run], tmp_path: Path) -> None:
+    run = whole["standard"]
+    with pytest.raises(
+        ValueError, match=r"record cbl-seed0 in .* was trained in 1 processes a run, here it would be 2"
+    ):
+        run_study(run.recipe, run.out, Watching(), engine=LocalEngine(Plan(spread=Spread(2))))
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(state: RunState) -> None:
+        if state.epoch == 2:
+            raise Stopped
+
+    begun = Run(tiny("standard"), "standard", 0, tmp_path)
+    with pytest.raises(Stopped):
+        train(begun, stop)
+    checkpoint = DurableCheckpointIO().load_checkpoint(begun.checkpoint)
+    experiment = Experiment(begun, load_dataset(begun.recipe), Rank(Spread(2)))
+    with pytest.raises(ValueError, match=r"checkpoint.ckpt was trained in 1 processes .*: give the same --devices"):
+        experiment.on_load_checkpoint(checkpoint)
+    torch.use_deterministic_algorithms(False)
 
 
 # Ray

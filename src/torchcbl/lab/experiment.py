@@ -13,7 +13,7 @@ from torch import Tensor
 from torchcbl.lab.arms import derive_seed, find_arm
 from torchcbl.lab.data import Dataset, EpochBatches
 from torchcbl.lab.distributed import shard, share_buffers, sum_over_ranks
-from torchcbl.lab.ranks import ALONE, Rank
+from torchcbl.lab.ranks import ALONE, Rank, Spread
 from torchcbl.lab.recipe import differences
 from torchcbl.lab.records import EpochRecord, TestRecord
 from torchcbl.lab.runs import Run
@@ -143,6 +143,7 @@ class Experiment(LightningModule):
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
+            "spread": self.rank.spread.describe(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -152,6 +153,7 @@ class Experiment(LightningModule):
         if differing:
             found = f"{self.run.checkpoint} is of another recipe: {'; '.join(differing)}"
             raise ValueError(f"{found}. Delete it, or choose another --out.")
+        self.rank.spread.check(Spread.of(history.get("spread", {})), f"{self.run.checkpoint}")
         torch.set_num_threads(history["threads"])
         self.epochs = [EpochRecord(**epoch) for epoch in history["epochs"]]
         self.earlier_seconds = history["seconds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 STRATEGIES = ("ddp", "fsdp")
@@ -39,6 +40,28 @@ class Spread:
     def size(self) -> int:
         """How many processes train one run."""
         return self.devices * self.nodes
+
+    @classmethod
+    def of(cls, machine: Mapping[str, object]) -> Spread:
+        """Read what `describe` gave, as it stands in a record's `machine`.
+
+        Example:
+            >>> Spread.of({"device": "cpu"}).size, Spread.of(Spread(2, 3).describe()).size
+            (1, 6)
+        """
+        return cls(int(str(machine.get("devices", 1))), int(str(machine.get("nodes", 1))))
+
+    def check(self, found: Spread, where: str) -> None:
+        """Refuse to mix with what was spread over another number of processes: batch norm sees other batches there.
+
+        Raises:
+            ValueError: The numbers differ; the message begins with `where`.
+        """
+        if found.size != self.size:
+            raise ValueError(
+                f"{where} was trained in {found.size} processes a run, here it would be {self.size}, and batch norm "
+                "would see other batches: give the same --devices and --nodes, or choose another --out."
+            )
 
     def describe(self) -> dict[str, object]:
         """Say it for a record; nothing where one process trains."""

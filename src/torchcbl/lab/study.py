@@ -13,6 +13,7 @@ from torchcbl.lab.engines.base import Engine, Failure, Plan
 from torchcbl.lab.engines.local import LocalEngine
 from torchcbl.lab.locks import hold
 from torchcbl.lab.progress import Display
+from torchcbl.lab.ranks import Spread
 from torchcbl.lab.recipe import ARM_NAMES, Recipe, differences, read_recipe
 from torchcbl.lab.records import read_records
 from torchcbl.lab.runs import Run, all_runs
@@ -45,12 +46,15 @@ def run_study(
         The runs that failed; the others are finished.
 
     Raises:
-        ValueError: `out` holds another study or a damaged record, or `jobs` or a data file is wrong.
+        ValueError: `out` holds another study, a damaged record, or one that was trained in another number of processes;
+            or `jobs` or a data file is wrong.
         OSError: `out` cannot be written, the data is not there, or another process is at work in `out`.
     """
     engine = engine or LocalEngine(Plan(jobs))
     with locked(out):
         claim(recipe, out)
+        for record in read_records(out):
+            engine.plan.spread.check(Spread.of(record.machine), f"record {record.name} in {out}")
         runs = all_runs(recipe, out, data)
         pending = unfinished(runs)
         if not pending:

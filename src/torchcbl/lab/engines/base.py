@@ -87,6 +87,10 @@ class Engine(Protocol):
     left at work.
     """
 
+    @property
+    def plan(self) -> Plan:
+        """What it was asked for."""
+
     def start(self, num_runs: int) -> None:
         """Get ready, while the data is not loaded yet; settle how many runs go on at a time.
 
