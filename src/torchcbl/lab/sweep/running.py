@@ -40,7 +40,7 @@ def run_sweep(
         pending = unfinished(trials)
         display.note(
             f"{len(sweep.possible)} settings of {sweep.arm} and {len(sweep.references)} of standard, "
-            f"{sweep.seeds} seeds each: {len(trials)} runs"
+            f"{sweep.seeds} seed{'s' if sweep.seeds > 1 else ''} each: {len(trials)} runs"
         )
         display.begin(len(trials), len(trials) - len(pending))
         failures: list[Failure] = []
