@@ -56,10 +56,6 @@ class Subject:
     def __init__(self, run: Run, record: Record) -> None:
         self.run, self.record = run, record
         self.arm: Arm = find_arm(run.arm)
-        self.begin()
-
-    def begin(self) -> None:
-        """Count the seconds from now."""
         self._begun = time.monotonic()
 
     @cached_property

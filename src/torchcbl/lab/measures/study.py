@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -192,56 +194,47 @@ def _check_weights(tasks: Sequence[Task]) -> None:
 
 def _work_off(tasks: Sequence[Task], ground: Ground, jobs: int) -> Iterator[str]:
     if jobs == 1 or len(tasks) < 2:
-        for _, of_run in _by_run(tasks).items():
-            subject = Subject(of_run[0].run, read_record(of_run[0].run.record))
-            yield from (_measure(task, subject, ground) for task in of_run)
+        for task in tasks:
+            yield _measure(task, ground)
         return
     threads = max(1, num_cores() // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
-        waiting = [pool.submit(_measure_alone, of_run) for of_run in _by_run(tasks).values()]
+        waiting = [pool.submit(_measure_alone, task) for task in tasks]
         try:
             for done in as_completed(waiting):
-                yield from done.result()
+                yield done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _by_run(tasks: Sequence[Task]) -> dict[str, list[Task]]:
-    found: dict[str, list[Task]] = {}
-    for task in tasks:
-        found.setdefault(task.run.name, []).append(task)
-    return found
-
-
 def _begin(threads: int) -> None:
+    """Get a process ready that measures; it ends with the one that started it, whatever ends that."""
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
-def _measure_alone(tasks: Sequence[Task]) -> list[str]:
-    """Measure a run in a process of its own."""
-    first = tasks[0]
-    ground = _grounds(first)
-    subject = Subject(first.run, read_record(first.run.record))
-    return [_measure(task, subject, ground) for task in tasks]
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _measure_alone(task: Task) -> str:
+    """Measure in a process of its own, which loads the data once."""
+    if task.folder not in _kept:
+        _kept[task.folder] = Ground(task.run.recipe, load_dataset(task.run.recipe, task.data), task.data, task.samples)
+    return _measure(task, _kept[task.folder])
 
 
 _kept: dict[Path, Ground] = {}
 
 
-def _grounds(task: Task) -> Ground:
-    """Load the data once for all runs that a process measures."""
-    if task.folder not in _kept:
-        recipe = task.run.recipe
-        _kept[task.folder] = Ground(recipe, load_dataset(recipe, task.data), task.data, task.samples)
-    return _kept[task.folder]
-
-
-def _measure(task: Task, subject: Subject, ground: Ground) -> str:
+def _measure(task: Task, ground: Ground) -> str:
     kind: Measure = find_kind(task.kind)
-    subject.begin()
-    found: Result = kind.measure(subject, ground)
+    found: Result = kind.measure(Subject(task.run, read_record(task.run.record)), ground)
     write_result(task.folder, found)
     return f"{task.kind}, {task.run.name}: {kind.headline(found)} ({found.about.seconds:.0f} s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +86,11 @@ def load_votes(folder: Path | None, labels: NDArray[np.int64]) -> Votes:
     """
     path = find_votes(folder)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        counts = np.asarray(loaded["counts"] if path.suffix == ".npz" else loaded)
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            counts = np.asarray(loaded["counts"] if path.suffix == ".npz" else loaded)
         votes = Votes(np.rint(counts).astype(np.int64))
-    except (ValueError, KeyError, OSError, EOFError, TypeError) as error:
+    except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): get it again from {_HOME}.") from error
     if len(counts) != len(labels):
         raise ValueError(f"{path} holds votes on {len(counts)} images, the test part has {len(labels)}.")

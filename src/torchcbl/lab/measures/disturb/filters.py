@@ -25,7 +25,7 @@ def disk(radius: float, sigma: float) -> Numbers:
         >>> disk(0.3, 0.4).shape, round(float(disk(1.5, 0.1).sum()), 6)
         ((5, 5), 1.0)
     """
-    reach = math.ceil(radius) + 1
+    reach = math.ceil(radius)
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     kernel = (rows**2 + columns**2 <= radius**2).astype(np.float64)
     line = np.exp(-(np.arange(-1, 2) ** 2) / (2 * sigma**2))
