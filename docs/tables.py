@@ -4,7 +4,8 @@
 
 Each pair of comments `<!-- results:NAME -->` and `<!-- /results:NAME -->` holds the tables of `results/NAME`, as
 `torchcbl report` makes them from the records alone; `robustness:NAME` those of `torchcbl robustness`; `beyond:NAME`
-what the loop adds beyond each control; `arms:all` the table of arms.
+what the loop adds beyond each control; `verdict:NAME` the sentence that sums it up; `measures:NAME` those of `torchcbl
+measure`; `arms:all` the table of arms.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ from pathlib import Path
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.arms import ARMS
+from torchcbl.lab.measures import KIND_NAMES
+from torchcbl.lab.measures.found import Measures
 from torchcbl.lab.recipe import read_recipe
+from torchcbl.lab.records import read_records
 from torchcbl.lab.report import build_report
+from torchcbl.lab.report.beyond import beyond as beyond_all
+from torchcbl.lab.report.beyond import overall
+from torchcbl.lab.report.findings import Findings
+from torchcbl.lab.report.measures import sections
 from torchcbl.lab.report.robustness import sentences
 from torchcbl.lab.report.robustness import tables as noise_tables
 from torchcbl.lab.robustness import Robustness, read_noisy
@@ -29,18 +37,41 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls", "evidence")))
 
 
-def tables(name: str, file: str = "table.md") -> str:
-    """Build the report of one study in a scratch folder, since results/ holds records only, and return its tables."""
+@lru_cache
+def reported(name: str) -> dict[str, str]:
+    """Build the report of one study in a scratch folder, since results/ holds records only, and return its texts."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name
         shutil.copytree(ROOT / "results" / name, folder)
-        build_report(folder)
-        return (folder / file).read_text(encoding="utf-8")
+        report = build_report(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in (report.table, report.beyond)}
+
+
+def results(name: str) -> str:
+    """Write the results of one study, its verdicts and its costs."""
+    return reported(name)["table.md"]
 
 
 def beyond(name: str) -> str:
     """Write what the loop of one study adds beyond each control."""
-    return tables(name, "beyond.md")
+    return reported(name)["beyond.md"]
+
+
+def verdict(name: str) -> str:
+    """Write what one study is, how far it has come, and what explains a gain, if there is any."""
+    folder = ROOT / "results" / name
+    findings = Findings(read_recipe(folder / "recipe.toml"), tuple(read_records(folder)), folder)
+    return " ".join([f"**{findings.label}.**", findings.progress, *map(overall, beyond_all(findings))])
+
+
+def measures(name: str) -> str:
+    """Write what was measured of the runs of one study at every step."""
+    parts: list[str] = []
+    for section in sections(Measures.read(ROOT / "results" / name, KIND_NAMES)):
+        parts.append(f"### {section.heading}\n")
+        parts.append("".join(f"- {sentence}\n" for sentence in section.sentences))
+        parts += [table.as_markdown() for table in section.tables]
+    return "\n".join(parts)
 
 
 def robustness(name: str) -> str:
@@ -59,7 +90,14 @@ def arms(_: str) -> str:
     return "\n".join(rows)
 
 
-KINDS = {"arms": arms, "beyond": beyond, "results": tables, "robustness": robustness}
+KINDS = {
+    "arms": arms,
+    "beyond": beyond,
+    "measures": measures,
+    "results": results,
+    "robustness": robustness,
+    "verdict": verdict,
+}
 
 
 def filled(text: str) -> str:
