@@ -275,7 +275,7 @@ def test_killed_and_stopped_the_same_command_goes_on_and_what_it_chose_runs(
     assert main(words) == 0
     said = capsys.readouterr().out
     assert said.index("schedule=literal,sites=all cannot be had: the adapter at") < said.index("epoch 1/1")
-    assert "3 settings of cbl and 1 of standard, 1 seed each: 4 runs" in said
+    assert "4 runs: settings of cbl: 3, of standard: 1, seeds of each: 1" in said
     assert "of 4 runs are finished already" in said
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
     assert len(list((out / "trials").glob("*.json"))) == 4
@@ -476,6 +476,15 @@ def test_records_of_other_runs_are_refused(tmp_path: Path) -> None:
     one.record.write_text("{")
     with pytest.raises(ValueError, match=r"is damaged.*same `torchcbl sweep` again"):
         read_trial(one.record)
+
+
+def test_runs_in_another_number_of_processes_are_not_mixed(tmp_path: Path) -> None:
+    results = by_hand(tmp_path, {"steps=2,alpha=0.0": (92.0,)}, seeds=1)
+    trial = results.sweep.trial(tmp_path, "cbl", results.sweep.settings[0], 1000)
+    plain = json.loads(trial.record.read_text())
+    trial.record.write_text(json.dumps({**plain, "machine": {**plain["machine"], "devices": 2}}))
+    with pytest.raises(ValueError, match=r"record cbl,steps=2,alpha=0.0-seed1000 in .* in 2 processes a run, here"):
+        run(a_sweep("steps=2", "alpha=0"), tmp_path)
 
 
 def test_the_page_says_what_the_choice_is_worth(tmp_path: Path) -> None:

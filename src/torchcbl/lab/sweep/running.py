@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torchcbl.lab.engines.base import Engine, Failure
 from torchcbl.lab.progress import Display
+from torchcbl.lab.ranks import Spread
 from torchcbl.lab.study import locked, unfinished
 from torchcbl.lab.sweep.feasible import checked
-from torchcbl.lab.sweep.plan import Sweep, claim, save
+from torchcbl.lab.sweep.plan import REFERENCE, Sweep, claim, save
 
 
 def run_sweep(
@@ -28,7 +29,8 @@ def run_sweep(
         The sweep as it now stands in the folder, with what cannot be had; and the runs that failed.
 
     Raises:
-        ValueError: `out` holds another sweep or a study; the arm or all settings are impossible; a data file is wrong.
+        ValueError: `out` holds another sweep or a study, a damaged record, or one that was trained in another number of
+            processes; the arm or all settings are impossible; a data file is wrong.
         OSError: `out` cannot be written, the data is not there, or another process is at work in `out`.
     """
     with locked(out), display:
@@ -37,10 +39,14 @@ def run_sweep(
         for label, reason in sweep.refused.items():
             display.note(f"{label} cannot be had: {reason}")
         trials = sweep.trials(out, data)
+        for trial in trials:
+            found = trial.read()
+            if found is not None:
+                engine.plan.spread.check(Spread.of(found.machine), f"record {trial.name} in {out}")
         pending = unfinished(trials)
         display.note(
-            f"{len(sweep.possible)} settings of {sweep.arm} and {len(sweep.references)} of standard, "
-            f"{sweep.seeds} seed{'s' if sweep.seeds > 1 else ''} each: {len(trials)} runs"
+            f"{len(trials)} runs: settings of {sweep.arm}: {len(sweep.possible)}, of {REFERENCE}: "
+            f"{len(sweep.references)}, seeds of each: {sweep.seeds}"
         )
         display.begin(len(trials), len(trials) - len(pending))
         failures: list[Failure] = []

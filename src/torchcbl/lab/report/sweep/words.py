@@ -60,7 +60,8 @@ def label(results: Results) -> str:
 def progress(results: Results) -> str:
     """Say how much of it is finished."""
     total, done = len(results.sweep.possible), len(results.complete)
-    text = f"{done} of {total} settings have all {_count(len(results.seeds), 'run')} finished."
+    runs = f"all {len(results.seeds)} runs" if len(results.seeds) > 1 else "their one run"
+    text = f"{done} of {total} settings have {runs} finished."
     if results.incomplete:
         parts = (f"{setting.label} ({count} of {len(results.seeds)})" for setting, count in results.incomplete)
         text += f" Not chosen from: {'; '.join(parts)}."
