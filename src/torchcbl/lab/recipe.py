@@ -242,8 +242,8 @@ def parse_value(key: str, text: str) -> object:
 
 
 def _check_key(key: str) -> None:
-    if key not in _KEYS:
-        raise ValueError(f"unknown recipe key '{key}'{_closest(key, _KEYS)} Keys: {', '.join(_KEYS)}.")
+    if key not in KEYS:
+        raise ValueError(f"unknown recipe key '{key}'{_closest(key, KEYS)} Keys: {', '.join(KEYS)}.")
 
 
 def _closest(word: str, choices: Iterable[str]) -> str:
@@ -272,9 +272,9 @@ def _shown(value: object) -> str:
     return repr(value)
 
 
-_KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
+KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
 _OPTIONAL = {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
-_REQUIRED = tuple(key for key in _KEYS if key not in _OPTIONAL)
+_REQUIRED = tuple(key for key in KEYS if key not in _OPTIONAL)
 
 _KINDS = {
     "str": "a string",
