@@ -53,7 +53,7 @@ def test_version_and_module_call() -> None:
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("compare", "sweep", "report", "sites", "audit", "stability", "robustness", "listen"):
+    for command in ("compare", "sweep", "report", "sites", "audit", "stability", "measure", "robustness", "listen"):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"examples:\n  torchcbl {command}" in capsys.readouterr().out

@@ -162,12 +162,19 @@ def test_robustness(study: Path, archive: Path, capsys: pytest.CaptureFixture[st
         record = read_record(study / "records" / f"{run.arm}-seed{run.seed}.json")
         assert run.accuracy[0] == pytest.approx(record.test.accuracy), "clean clips are the test part"
     assert pages.render(found) == page
-    kept = study / "robustness" / "cbl-seed1.json"
-    changed = json.loads(kept.read_text()) | {"seed": 0}
-    kept.write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match=r"cbl-seed1.json is damaged .*: delete it, and run the same command again"):
-        read_noisy(kept)
+    kept = study / "measures" / "noise" / "cbl-seed1.json"
+    earlier = study / "robustness" / "cbl-seed1.json"
+    earlier.parent.mkdir()
+    expected = next(run for run in found.runs if (run.arm, run.seed) == ("cbl", 1))
+    earlier.write_text(json.dumps(dataclasses.asdict(expected)))
+    assert read_noisy(earlier) == expected
     kept.unlink()
+    assert measure(study, archive) == found, "what earlier versions measured is not measured again"
+    assert not kept.exists()
+    earlier.write_text(json.dumps(dataclasses.asdict(expected) | {"seed": 0}))
+    with pytest.raises(ValueError, match=r"cbl-seed1.json is damaged .*: delete it, and run the same command again"):
+        measure(study, archive)
+    earlier.unlink()
     assert main(words) == 0
     assert capsys.readouterr().out.count("cbl-seed1:") == 1, "only what is missing is measured again"
 
