@@ -13,8 +13,8 @@ from torchcbl.lab.measures.attack import checks
 from torchcbl.lab.measures.attack.apgd import apgd
 from torchcbl.lab.measures.attack.gradient import fgsm, pgd
 from torchcbl.lab.measures.attack.square import square
+from torchcbl.lab.measures.attack.suite import ENSEMBLE, FGSM, PGD, AttackSuite, Budget
 from torchcbl.lab.measures.attack.threat import Attacked, dlr_on_step, margin, on_step, on_sum, project
-from torchcbl.lab.measures.attacks import ENSEMBLE, FGSM, PGD, AttackSuite, Budget
 from torchcbl.lab.measures.calibration import nll
 
 SHAPE, K = (3, 8, 8), 5

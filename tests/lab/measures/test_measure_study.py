@@ -26,7 +26,8 @@ from torchcbl.lab.cli import main
 from torchcbl.lab.data import load_data, load_dataset
 from torchcbl.lab.data.dataset import Form
 from torchcbl.lab.measures import KIND_NAMES, read_correct
-from torchcbl.lab.measures.attacks import AttackMeasure, Attacks, Budget
+from torchcbl.lab.measures.attack.suite import Budget
+from torchcbl.lab.measures.attacks import AttackMeasure, Attacks
 from torchcbl.lab.measures.base import Ground, Subject
 from torchcbl.lab.measures.clean import Clean
 from torchcbl.lab.measures.disturb.catalogue import CORRUPTIONS

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from torchcbl.lab.measures.attacks import FGSM, PGD, SUM, Attacks
+from torchcbl.lab.measures.attack.suite import FGSM, PGD, SUM
+from torchcbl.lab.measures.attacks import Attacks
 from torchcbl.lab.measures.found import Measures, Row
 from torchcbl.lab.report.drawing import canvas, legend, title
 from torchcbl.lab.report.looks import colour, featured, marker
