@@ -28,7 +28,15 @@ def test_the_cifar10_recipe_is_the_papers_protocol() -> None:
 
 def test_every_recipe_that_comes_along_loads_and_is_named_like_its_file() -> None:
     cifar10 = ["cifar10", "cifar10-augmented", "cifar10-controls", "cifar10-released"]
-    assert recipe_names() == ["audio", *cifar10, "demo", "digits-controls", "images", "speech-commands", "speech-five-words"]
+    assert recipe_names() == [
+        "audio",
+        *cifar10,
+        "demo",
+        "digits-controls",
+        "images",
+        "speech-commands",
+        "speech-five-words",
+    ]
     assert [load_recipe(name).name for name in recipe_names()] == recipe_names()
 
 
