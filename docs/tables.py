@@ -61,7 +61,8 @@ def verdict(name: str) -> str:
     """Write what one study is, how far it has come, and what explains a gain, if there is any."""
     folder = ROOT / "results" / name
     findings = Findings(read_recipe(folder / "recipe.toml"), tuple(read_records(folder)), folder)
-    return " ".join([f"**{findings.label}.**", findings.progress, *map(overall, beyond_all(findings))])
+    progress = findings.progress.partition(";")[0].rstrip(".") + "."
+    return " ".join([f"**{findings.label}.**", progress, *map(overall, beyond_all(findings))])
 
 
 def measures(name: str) -> str:
