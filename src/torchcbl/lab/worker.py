@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import platform
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from torchcbl.lab.locks import hold
+from torchcbl.lab.processes import end_with_parent, use_threads
 from torchcbl.lab.ranks import ALONE, Rank
 from torchcbl.lab.runs import Run
 
@@ -55,7 +54,7 @@ def work(
         ignored: Signals that the one who started this process deals with: Ctrl-C reaches every process.
     """
     _ignore(ignored)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         _print_into(run)
         with _alone(run) if rank.leads else contextlib.nullcontext():
@@ -79,9 +78,7 @@ def _ignore(signals: Sequence[int]) -> None:
 def _train(run: Run, threads: int, connection: Connection, rank: Rank) -> None:
     began = "goes on from its checkpoint" if run.checkpoint.exists() else "begins"
     print(f"{run.name} {began} on {platform.node()}, process {os.getpid()}, rank {rank.number}", flush=True)
-    import torch
-
-    torch.set_num_threads(threads)
+    use_threads(threads)
     run.train(connection.send, rank)
 
 
@@ -96,14 +93,6 @@ def _alone(run: Run) -> Iterator[None]:
                 f"another process has been at work in {run.folder} for {LOCK_SECONDS:.0f} s: end it, then run again."
             ) from error
         yield
-
-
-def _die_with_parent() -> None:
-    """Wait for the parent's end, even by SIGKILL, and end at once: a checkpoint is whole at any moment."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _print_into(run: Run) -> None:

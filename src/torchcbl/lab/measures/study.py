@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from torchcbl.lab.measures.base import Ground, Measure, Subject, UnfitError
 from torchcbl.lab.measures.found import Measures
 from torchcbl.lab.measures.kinds import find_kind
 from torchcbl.lab.measures.store import Result, write_result
+from torchcbl.lab.processes import end_with_parent, use_threads
 from torchcbl.lab.recipe import DERIVED_ARMS, Recipe, read_recipe
 from torchcbl.lab.records import read_record
 from torchcbl.lab.runs import Run, all_runs
@@ -210,17 +209,8 @@ def _work_off(tasks: Sequence[Task], ground: Ground, jobs: int) -> Iterator[str]
 
 def _begin(threads: int) -> None:
     """Get a process ready that measures; it ends with the one that started it, whatever ends that."""
-    import torch
-
-    torch.set_num_threads(threads)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    use_threads(threads)
+    end_with_parent()
 
 
 def _measure_alone(task: Task) -> str:

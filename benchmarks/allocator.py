@@ -1,0 +1,91 @@
+"""What keeping freed memory is worth: training steps of processes that keep it against those of processes that do not.
+
+    OMP_NUM_THREADS=1 python benchmarks/allocator.py --json results/benchmarks/allocator.json
+
+Printed: for each arm, medians over the processes, which run in turn, of processor time and page faults per step of
+batch 128 on one thread, and the median over the pairs of the ratio of times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+import record
+from torchcbl.lab.arms import find_arm
+from torchcbl.lab.processes import use_threads
+from torchcbl.lab.recipe import load_recipe
+
+ARMS = ("standard", "cbl")
+WARM_UP, STEPS = 5, 20
+
+
+def measure(arm_name: str, keep: bool) -> dict[str, float]:
+    """Take training steps in this process: milliseconds and page faults of each."""
+    if keep:
+        use_threads(1)
+    else:
+        torch.set_num_threads(1)
+    recipe = load_recipe("cifar10-augmented")
+    arm = find_arm(arm_name).adjusted(recipe)
+    model = arm.build(recipe, (3, 32, 32), 10, 0).to(memory_format=torch.channels_last).train()
+    optimiser = torch.optim.Adam(model.parameters())
+    x = torch.randn(recipe.batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(0, 10, (recipe.batch_size,))
+    for step in range(WARM_UP + STEPS):
+        if step == WARM_UP:
+            begin, faults = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        optimiser.zero_grad()
+        arm.loss(model, x, target).backward()
+        optimiser.step()
+    spent = time.process_time() - begin
+    return {
+        "milliseconds": 1e3 * spent / STEPS,
+        "faults": (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / STEPS,
+    }
+
+
+def measure_apart(arm_name: str, keep: bool) -> dict[str, float]:
+    """Measure in a process of its own, since an allocator has a history."""
+    free = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, __file__, "--alone", arm_name, "keep" if keep else "leave"]
+    found: dict[str, float] = json.loads(subprocess.run(command, env=free, capture_output=True, check=True).stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7, help="n: processes of each kind (default 7)")
+    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        print(json.dumps(measure(arguments.alone[0], arguments.alone[1] == "keep")))
+        return
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    for arm in ARMS:
+        pairs = [(measure_apart(arm, True), measure_apart(arm, False)) for _ in range(arguments.pairs)]
+        ratios = [kept["milliseconds"] / left["milliseconds"] for kept, left in pairs]
+        row: dict[str, object] = {"arm": arm, "n": len(pairs), "ratio": statistics.median(ratios)}
+        row |= {"least": min(ratios), "most": max(ratios)}
+        for which, name in enumerate(("kept", "left")):
+            row |= {f"{name}_{key}": statistics.median(pair[which][key] for pair in pairs) for key in pairs[0][which]}
+        rows.append(row)
+        print(", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{value}" for key, value in row.items()))
+    if arguments.json:
+        command = "python benchmarks/allocator.py --json results/benchmarks/allocator.json"
+        method = f"processor time of {STEPS} training steps after {WARM_UP}, in processes that run in turn"
+        record.write(arguments.json, command, method, rows)
+
+
+if __name__ == "__main__":
+    main()
