@@ -268,6 +268,11 @@ REFUSED: dict[str, tuple[object, dict[str, object], str]] = {
     "film above": (Squashed, {"sites": ["stem", "body"], "adapter": "film"}, "nothing bounds z: .* film at the lowest"),
     "token": (Squashed, {"sites": "stem", "adapter": "attention"}, "no bound is known for the Attention at 'stem'"),
     "alpha": (cnn, {"sites": ["block1", "block3"], "adapter": "additive", "alpha": 0.5}, "alpha > 0 with several"),
+    "damped twice": (
+        cnn,
+        {"sites": "block3", "adapter": "additive", "alpha": 0.5, "solver": Picard(damping=0.2)},
+        "damps twice, .*: use one of the two",
+    ),
     "literal": (cnn, {"sites": "block3", "adapter": "additive", "schedule": "literal"}, "schedule='literal' hidden"),
     "per step": (cnn, {"sites": "block2", "adapter": "additive", "step_norm": "per_step"}, "'per_step' makes each"),
     "replayed": (cnn, {"sites": "block3", "adapter": "additive", "cut": "replayed"}, "not show.*only a traced cut"),

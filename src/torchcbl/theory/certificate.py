@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.solvers import Picard
 from torchcbl.stages.traced import TracedCut, put_in
 from torchcbl.step_norm import StepStatistics, module_key
 from torchcbl.theory import adapters
@@ -48,6 +49,11 @@ class Certifier:
             )
         if net.config.alpha > 0 and len(net.sites) > 1:
             raise NoBoundError("alpha > 0 with several sites is not Eq. 11's iteration of one map: use alpha=0")
+        solver = net.config.settings.solver
+        if net.config.alpha > 0 and isinstance(solver, Picard) and solver.damping > 0:
+            raise NoBoundError(
+                "Picard(damping=...) with alpha > 0 damps twice, which is not Eq. 11's iteration: use one of the two"
+            )
         cut = net.cut_for(call)
         if not isinstance(cut, TracedCut):
             reason = net.plan.reason or "it is called otherwise than in the example, or has hooks"
