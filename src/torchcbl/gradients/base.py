@@ -11,6 +11,7 @@ from torch import Tensor
 from torchcbl.halting import Halting
 from torchcbl.solvers.base import Map, Solver
 from torchcbl.solvers.iteration import Trace, iterate
+from torchcbl.transforms import in_transform
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,23 @@ class Gradient(ABC):
     name: str
     needs_one_map = False
     """Whether G must be the same at every step, so that there is a fixed point to speak of."""
+    in_transforms = True
+    """Whether it works within torch.func's transforms."""
 
     def run(self, problem: Problem) -> Trace:
-        """Iterate; y_T in the trace has this rule's gradient."""
+        """Iterate; y_T in the trace has this rule's gradient.
+
+        Raises:
+            RuntimeError: This runs within a transform of torch.func, for which the rule has no gradient.
+        """
         if problem.steps == 0 or not torch.is_grad_enabled():
             return problem.iterate()
+        if not self.in_transforms and in_transform():
+            raise RuntimeError(
+                f"gradient={self.name!r} has no gradient within transforms of torch.func (grad, vjp, jacrev, jvp, "
+                "vmap): use loss.backward() or torch.autograd.grad, or gradient='bptt' or 'phantom'; or "
+                "torch.no_grad(), if you need no gradient."
+            )
         return self.differentiate(problem)
 
     @abstractmethod

@@ -55,6 +55,7 @@ class Implicit(Gradient):
     order: int = 1
     name = "implicit"
     needs_one_map = True
+    in_transforms = False
 
     def __post_init__(self) -> None:
         check_above_zero("Implicit", "tolerance", self.tolerance)

@@ -55,6 +55,7 @@ class Checkpointed(Gradient):
     """
 
     name = "checkpointed"
+    in_transforms = False
 
     def differentiate(self, problem: Problem) -> Trace:
         """Iterate with gradients, keeping the states alone."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchcbl.transforms import in_transform
+
 
 def append(rows: Tensor, row: Tensor, limit: int) -> Tensor:
     """Return rows (B, k, N) with one more, (B, N), at the end and at most `limit` in all: the oldest goes.
 
     Without gradients the new row is written behind the old ones, into room that was left there, and `rows` must not
-    be used any more. With gradients, all is copied: a graph keeps what it has seen.
+    be used any more. With gradients, all is copied: a graph keeps what it has seen. So is it within transforms of
+    torch.func, whose tensors have no storage.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or in_transform():
         return torch.cat([rows, row[:, None]], dim=1)[:, -limit:]
     batch, count, size = rows.shape
     dropped = int(count == limit)
