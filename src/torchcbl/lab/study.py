@@ -78,6 +78,8 @@ def unfinished(runs: Sequence[R]) -> list[R]:
 def claim(recipe: Recipe, out: Path) -> None:
     """Make `out` the folder of this study: save the recipe, with the arms and seeds of earlier commands.
 
+    A study that has not come to the end of an epoch, as one whose data was not there, leaves the folder free.
+
     Raises:
         ValueError: `out` holds another study; the message names the keys that differ.
     """
@@ -85,12 +87,18 @@ def claim(recipe: Recipe, out: Path) -> None:
         raise ValueError(f"{out} holds a sweep, whose seeds and scores are not a study's: choose another --out.")
     path = out / "recipe.toml"
     known = read_recipe(path) if path.exists() else recipe
+    if differences(known.as_dict(), recipe) and not _begun(out):
+        known = recipe
     for record in read_records(out):
         _compare(record.recipe, recipe, f"record {record.name} in {out}")
     _compare(known.as_dict(), recipe, str(out))
     arms = tuple(arm for arm in ARM_NAMES if arm in known.arms + recipe.arms)
     merged = dataclasses.replace(known, arms=arms, seeds=max(known.seeds, recipe.seeds))
     write_atomically(path, merged.as_toml())
+
+
+def _begun(out: Path) -> bool:
+    return any(out.glob("records/*.json")) or any(out.glob("runs/*/checkpoint.ckpt"))
 
 
 def _compare(found: Mapping[str, object], recipe: Recipe, where: str) -> None:
