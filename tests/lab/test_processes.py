@@ -91,3 +91,28 @@ def test_memory_of_freed_tensors_is_kept() -> None:
 def test_what_the_user_says_of_malloc_goes_first() -> None:
     said, _ = freed(keep=True, MALLOC_ARENA_MAX="4")
     assert said == "False"
+
+
+INTERRUPTED = """
+import os, signal, time
+from torchcbl.lab.engines.team import start_method
+
+if __name__ == "__main__":
+    context = start_method()
+    try:
+        os.killpg(0, signal.SIGINT)  # as Ctrl-C, to the whole group
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+    process = context.Process(target=print, args=("still there",))
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no server starts processes here")
+def test_ctrl_c_while_the_server_of_processes_starts_leaves_no_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "study.py"
+    script.write_text(INTERRUPTED)
+    done = subprocess.run([sys.executable, str(script)], start_new_session=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "still there\n", "")

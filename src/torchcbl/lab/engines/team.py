@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import socket
@@ -159,7 +160,12 @@ def start_method() -> ForkServerContext | SpawnContext:
     # a run that is ended by Ctrl-C leaves its semaphores to the tracker, which frees them and would say so
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     context.set_forkserver_preload(PRELOADED)
-    multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()  # which lets SIGINT through again, so it goes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C would end it as it imports
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
