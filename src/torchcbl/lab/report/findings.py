@@ -12,6 +12,7 @@ from typing import Any, cast
 from torchcbl.lab.derived import with_derived
 from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record, run_name
+from torchcbl.lab.report.listing import listed
 from torchcbl.lab.report.roles import is_oracle
 from torchcbl.lab.report.verdict import verdict
 from torchcbl.lab.sources import SOURCES, Source
@@ -129,7 +130,7 @@ class Findings:
         if not self.missing:
             return f"Complete: all {_count(expected, 'run')} finished."
         finished = expected - len(self.missing)
-        return f"Partial: {finished} of {expected} runs finished; missing: {', '.join(self.missing)}."
+        return f"Partial: {finished} of {expected} runs finished; missing: {listed(self.missing)}."
 
     @property
     def verdicts(self) -> list[str]:

@@ -12,6 +12,7 @@ from torchcbl.lab.measures import KIND_NAMES
 from torchcbl.lab.measures.clean import Clean
 from torchcbl.lab.measures.found import Measures
 from torchcbl.lab.report.drawing import styled
+from torchcbl.lab.report.listing import listed
 from torchcbl.lab.report.measures import ambiguity, attacks, clean, graded, noise
 from torchcbl.lab.report.measures.section import Section
 from torchcbl.lab.report.shell import paragraphs, write_page
@@ -92,11 +93,11 @@ def _missing(found: Measures) -> list[str]:
     lines = [f"{kind}: {reason}." for kind, reason in found.unfit.items()]
     for kind in KIND_NAMES:
         measured = found.found.get(kind, {})
-        names = sorted(found.records.keys() - measured.keys())
+        names = [name for name in found.records if name not in measured]
         if kind not in found.unfit and not measured:
             lines.append(f"{kind}: not measured.")
         elif names and measured:
-            lines.append(f"{kind}: not measured of {', '.join(names)}.")
+            lines.append(f"{kind}: not measured of {listed(names)}.")
     return lines or ["Nothing: all kinds were measured of all runs."]
 
 
