@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,9 +22,10 @@ from torchcbl.lab.measures import KIND_NAMES
 from torchcbl.lab.measures.found import Measures
 from torchcbl.lab.recipe import read_recipe
 from torchcbl.lab.records import read_records
-from torchcbl.lab.report import build_report
+from torchcbl.lab.report import as_markdown
+from torchcbl.lab.report.beyond import Beyond, overall
 from torchcbl.lab.report.beyond import beyond as beyond_all
-from torchcbl.lab.report.beyond import overall
+from torchcbl.lab.report.beyond import markdown as beyond_as_markdown
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.measures import sections
 from torchcbl.lab.report.robustness import sentences
@@ -38,31 +37,32 @@ PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech
 
 
 @lru_cache
-def reported(name: str) -> dict[str, str]:
-    """Build the report of one study in a scratch folder, since results/ holds records only, and return its texts."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / name
-        shutil.copytree(ROOT / "results" / name, folder)
-        report = build_report(folder)
-        return {path.name: path.read_text(encoding="utf-8") for path in (report.table, report.beyond)}
+def findings(name: str) -> Findings:
+    """Read the records of one study."""
+    folder = ROOT / "results" / name
+    return Findings(read_recipe(folder / "recipe.toml"), tuple(read_records(folder)), folder)
+
+
+@lru_cache
+def controls(name: str) -> tuple[Beyond, ...]:
+    """Compare the loops of one study with its controls."""
+    return beyond_all(findings(name))
 
 
 def results(name: str) -> str:
     """Write the results of one study, its verdicts and its costs."""
-    return reported(name)["table.md"]
+    return as_markdown(findings(name))
 
 
 def beyond(name: str) -> str:
     """Write what the loop of one study adds beyond each control."""
-    return reported(name)["beyond.md"]
+    return beyond_as_markdown(controls(name))
 
 
 def verdict(name: str) -> str:
     """Write what one study is, how far it has come, and what explains a gain, if there is any."""
-    folder = ROOT / "results" / name
-    findings = Findings(read_recipe(folder / "recipe.toml"), tuple(read_records(folder)), folder)
-    progress = findings.progress.partition(";")[0].rstrip(".") + "."
-    return " ".join([f"**{findings.label}.**", progress, *map(overall, beyond_all(findings))])
+    progress = findings(name).progress.partition(";")[0].rstrip(".") + "."
+    return " ".join([f"**{findings(name).label}.**", progress, *map(overall, controls(name))])
 
 
 def measures(name: str) -> str:

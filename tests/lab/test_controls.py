@@ -275,10 +275,16 @@ class TestUntied:
 
 class TestMatched:
     @pytest.mark.parametrize(
-        ("recipe", "shape"),
-        [("cifar10", (3, 32, 32)), ("demo", (1, 8, 8)), ("speech-commands", (1, 64, 101))],
+        ("recipe", "shape", "changes"),
+        [
+            *(
+                (recipe, shape, changes)
+                for recipe, shape in (("cifar10", (3, 32, 32)), ("demo", (1, 8, 8)))
+                for changes in ({}, {"adapter": "concat"}, {"adapter": "recurrent"}, {"steps": "5"})
+            ),
+            ("speech-commands", (1, 64, 101), {}),
+        ],
     )
-    @pytest.mark.parametrize("changes", [{}, {"adapter": "concat"}, {"adapter": "recurrent"}, {"steps": "5"}])
     def test_within_what_they_promise(self, recipe: str, shape: tuple[int, int, int], changes: dict[str, str]) -> None:
         chosen = load_recipe(recipe, changes)
         method, wider, plain = (find_arm(n).build(chosen, shape, K, 0) for n in ("cbl", "wider-params", "standard"))

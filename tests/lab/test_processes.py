@@ -98,6 +98,8 @@ import os, signal, time
 from torchcbl.lab.engines.team import start_method
 
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # whatever started this may have blocked some
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     context = start_method()
     try:
         os.killpg(0, signal.SIGINT)  # as Ctrl-C, to the whole group

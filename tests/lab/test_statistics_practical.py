@@ -50,7 +50,7 @@ def test_correlation_makes_the_answer_less_sure() -> None:
     assert less.equal < sure.equal
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(differences)
 def test_without_a_region_it_is_the_t_test(values: list[float]) -> None:
     found = practical(values, rope=0.0)

@@ -65,7 +65,7 @@ def build_report(folder: Path) -> Report:
     )
     for path, figure in zip(report.figures, named.values(), strict=True):
         write_atomically(path, as_png(figure))
-    write_atomically(report.table, _markdown(findings))
+    write_atomically(report.table, as_markdown(findings))
     write_atomically(report.beyond, markdown(controls))
     write_atomically(report.page, render(findings, figures, controls, forests))
     return report
@@ -88,7 +88,8 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _markdown(findings: Findings) -> str:
+def as_markdown(findings: Findings) -> str:
+    """Write results, verdicts and costs, what `table.md` holds."""
     parts = [
         tables.results(findings).as_markdown(),
         "".join(f"- {sentence}\n" for sentence in (*findings.verdicts, *findings.costs, findings.progress)),
