@@ -25,8 +25,8 @@ def keep_memory() -> bool:
     """Keep the memory of freed tensors for the next ones.
 
     Left to itself, the GNU C library hands memory back to the system once some dozens of megabytes are free, and every
-    step of a training fetches it anew, page by page: 7,000 to 11,000 pages on CIFAR-10. No number changes, and a step takes
-    5 to 7 % less time on a virtual machine (results/benchmarks/allocator.json).
+    step of a training fetches it anew, page by page: 7,000 to 11,000 pages on CIFAR-10. No number changes, and a step
+    takes 5 to 7 % less time on a virtual machine (results/benchmarks/allocator.json).
 
     Returns:
         Whether it could be had: not with another C library, and not where the user has set MALLOC_* or GLIBC_TUNABLES.
