@@ -21,7 +21,7 @@ import torch
 
 import record
 from torchcbl.lab.arms import find_arm
-from torchcbl.lab.processes import use_threads
+from torchcbl.lab.processes import USERS_OWN, use_threads
 from torchcbl.lab.recipe import load_recipe
 
 ARMS = ("standard", "cbl")
@@ -55,7 +55,7 @@ def measure(arm_name: str, keep: bool) -> dict[str, float]:
 
 def measure_apart(arm_name: str, keep: bool) -> dict[str, float]:
     """Measure in a process of its own, since an allocator has a history."""
-    free = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    free = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}
     command = [sys.executable, __file__, "--alone", arm_name, "keep" if keep else "leave"]
     found: dict[str, float] = json.loads(subprocess.run(command, env=free, capture_output=True, check=True).stdout)
     return found
@@ -82,7 +82,7 @@ def main() -> None:
         rows.append(row)
         print(", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{value}" for key, value in row.items()))
     if arguments.json:
-        command = "python benchmarks/allocator.py --json results/benchmarks/allocator.json"
+        command = f"python benchmarks/allocator.py --pairs {arguments.pairs} --json results/benchmarks/allocator.json"
         method = f"processor time of {STEPS} training steps after {WARM_UP}, in processes that run in turn"
         record.write(arguments.json, command, method, rows)
 

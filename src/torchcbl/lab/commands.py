@@ -149,9 +149,11 @@ def listen(options: argparse.Namespace) -> int:
 def measure(options: argparse.Namespace) -> int:
     """Measure a study's runs, and write the page."""
     from torchcbl.lab.measures.study import measure_study
+    from torchcbl.lab.processes import keep_memory
     from torchcbl.lab.report.measures import summary, write_measures
 
     data = _own_data(options.data)[1]
+    keep_memory()  # one run at a time is measured in this process
     found = measure_study(
         options.folder,
         _words(options.only),

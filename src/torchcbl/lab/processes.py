@@ -8,6 +8,9 @@ import os
 import platform
 import threading
 
+USERS_OWN = ("MALLOC_", "GLIBC_TUNABLES")
+"""How the environment variables begin by which a user chooses what malloc does."""
+
 # malloc.h of the GNU C library; 32 MiB is the largest threshold that it takes.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
@@ -31,7 +34,7 @@ def keep_memory() -> bool:
     Returns:
         Whether it could be had: not with another C library, and not where the user has set MALLOC_* or GLIBC_TUNABLES.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith(USERS_OWN) for name in os.environ):
         return False
     library = ctypes.CDLL(None)
     return all(library.mallopt(option, value) == 1 for option, value in _KEPT.items())
