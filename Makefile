@@ -6,7 +6,7 @@ ZOO ?= .venv-zoo
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-zoo lint tables benchmark benchmark-allocator benchmark-memory benchmark-solvers clean
+.PHONY: help demo test test-zoo zoo-environment lint tables benchmark benchmark-allocator benchmark-memory benchmark-solvers clean
 help:
 	@echo "make demo       set up, compare a network with and without feedback on real digits, leave report.html"
 	@echo "make test       set up, run all tests (TORCHCBL_DATA=DIR adds those on real CIFAR-10)"
@@ -40,6 +40,8 @@ $(ZOO)/.ready: pyproject.toml constraints-zoo.txt
 	$(PYTHON) -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --quiet --constraint constraints-zoo.txt --editable '.[zoo]'
 	@touch $@
+
+zoo-environment: $(ZOO)/.ready
 
 test-zoo: $(ZOO)/.ready
 	$(ZOO)/bin/python -m pytest tests/zoo --numprocesses $(JOBS) --quiet

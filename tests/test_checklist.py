@@ -52,14 +52,19 @@ def awaken(net: cbl.ContextLoop) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3])
-def test_family(kind: tuple[Case, str], adapter: str, schedule: str, alpha: float) -> None:
+def alpha_of(case: Case, adapter: str, schedule: str) -> float:
+    """One alpha for each combination, so that every two of its choices meet both."""
+    places = (list(CASES.values()).index(case), sorted(ADAPTERS).index(adapter), sorted(SCHEDULES).index(schedule))
+    return (0.0, 0.3)[sum(places) % 2]
+
+
+def test_family(kind: tuple[Case, str], adapter: str, schedule: str) -> None:
     case, cut = kind
     if adapter == "token" and case.build is not Transformer:
         with pytest.raises(ValueError, match=r"no attention layer that torch computes .* runs between it"):
             build(case, cut, adapter=adapter, allow_dead=False)
         return
-    net = build(case, cut, adapter=adapter, schedule=schedule, alpha=alpha)
+    net = build(case, cut, adapter=adapter, schedule=schedule, alpha=alpha_of(case, adapter, schedule))
     backbone = copy.deepcopy(net.backbone).eval()
     x = case.example()
     assert net.plan.kind == cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -28,9 +29,10 @@ NO_TOKEN = {
 }
 
 
+@functools.cache
 def subject(name: str, **choices: object) -> Subject:
     model = MODELS[name]
-    return Subject(model.build, model.sites, model.batch, context=model.context, **choices)  # type: ignore[arg-type]
+    return Subject(model.build, model.sites, model.batch, context=model.context, reuse=True, **choices)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
@@ -46,7 +48,7 @@ def test_behaviour(name: str, behaviour: str) -> None:
 @pytest.mark.parametrize("schedule", ["literal", "synchronous"])
 @pytest.mark.parametrize("name", MODELS)
 def test_schedules(name: str, schedule: str) -> None:
-    examined = subject(name, schedule=schedule, reuse=True)
+    examined = subject(name, schedule=schedule)
     for behaviour in ESSENTIAL:
         BEHAVIOURS[behaviour](examined)
 
@@ -67,7 +69,7 @@ def test_adapters(name: str, adapter: str) -> None:
         with pytest.raises(ValueError, match=NO_TOKEN[name]):
             cbl.ContextLoop(model.build(), model.sites, model.batch(2), adapter=adapter)
         return
-    examined = subject(name, adapter=adapter, reuse=True)
+    examined = subject(name, adapter=adapter)
     for behaviour in ESSENTIAL:
         BEHAVIOURS[behaviour](examined)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.calls import Call, evaluating, synthesise
 from torchcbl.backbone.causality import check_causal
 from torchcbl.backbone.observation import Unfused
 from torchcbl.schedules import Psi, find_schedule
@@ -154,12 +154,10 @@ def dead_adapters_message(audit: Audit) -> str:
 
 def audit_loop(net: ContextLoop, call: Call) -> Audit:
     """Audit a loop on one batch, in eval mode."""
-    # a loop with steps = 0 is judged by the fewest steps that would make it live
     config = net.config
-    steps = config.steps or find_schedule(config.schedule).min_steps(len(net.sites))
     with torch.inference_mode(False), evaluating(net):
         first, step = _count_flops(net, call)
-        adapters = _audit_adapters(net, call, steps)
+    adapters = _audit_adapters(net, call)
     added = [*net.adapters.parameters(), *net.context.parameters()]
     batch = net.sites[0].shape[0]
     cut = net.plan.kind + (f": {net.plan.reason}" if net.plan.reason not in ("", "asked for") else "")
@@ -189,18 +187,18 @@ def check_loop_is_causal(net: ContextLoop, call: Call) -> None:
         check_causal(net.sites, psi, lambda moved: net.run(call.detached(), steps, moved).outputs[-1])
 
 
-def audit_at_random(net: ContextLoop) -> Audit:
-    """Audit a copy of the loop whose backbone's weights are moved at random, on seeded noise.
+def audit_at_random(net: ContextLoop, known: Audit) -> Audit:
+    """Audit the adapters of a copy of the loop whose backbone's weights are moved at random, on seeded noise.
 
     An example of zeros silences a gate, and a last layer that starts at zero silences everything; neither makes an
-    adapter dead for good. What is dead here too has no path to the output.
+    adapter dead for good. What is dead here too has no path to the output. What else is known of the loop stays.
     """
     twin = copy.deepcopy(net)
     with torch.no_grad():
         for seed, parameter in enumerate(twin.backbone.parameters()):
             if parameter.is_floating_point():
                 parameter.add_(0.1 * _noise(parameter, seed))
-    return twin.audit()
+    return replace(known, adapters=_audit_adapters(twin, synthesise(net.config.example, twin.backbone)))
 
 
 def _batch_size(call: Call, default: int) -> int:
@@ -223,21 +221,29 @@ def _count_flops(net: ContextLoop, call: Call) -> tuple[int, int]:
     return totals[0], totals[1] - totals[0]
 
 
-def _audit_adapters(net: ContextLoop, call: Call, steps: int) -> tuple[AdapterAudit, ...]:
+def _audit_adapters(net: ContextLoop, call: Call) -> tuple[AdapterAudit, ...]:
+    # a loop with steps = 0 is judged by the fewest steps that would make it live
+    steps = net.config.steps or find_schedule(net.config.schedule).min_steps(len(net.sites))
     adapters = list(net.adapters.values())
-    gradients = _gradients(net, call, steps, adapters)
+    with torch.inference_mode(False), evaluating(net):
+        gradients = _gradients(net, call, steps, adapters)
+        changes = _changes(net, call, steps, adapters)
+    return tuple(
+        AdapterAudit(site.name, site.shape, type(adapter).__name__, _count(adapter.parameters()), gradient, change)
+        for site, adapter, gradient, change in zip(net.sites, adapters, gradients, changes, strict=True)
+    )
+
+
+def _changes(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.Module]) -> list[float]:
+    changes = []
     with torch.no_grad():
         reference = net.run(call.detached(), steps).outputs[-1]
-        changes = []
         for index, adapter in enumerate(adapters):
             psi: list[Psi] = list(adapters)
             psi[index] = _perturbed(adapter)
             moved = net.run(call.detached(), steps, psi).outputs[-1]
             changes.append(_largest(moved - reference))
-    return tuple(
-        AdapterAudit(site.name, site.shape, type(adapter).__name__, _count(adapter.parameters()), gradient, change)
-        for site, adapter, gradient, change in zip(net.sites, adapters, gradients, changes, strict=True)
-    )
+    return changes
 
 
 def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.Module]) -> list[float]:

@@ -187,7 +187,7 @@ class ContextLoop(Trainable, Shareable):
         check_loop_is_causal(self, call.detached())
         self._audit = audit_loop(self, call.detached())
         if self._audit.dead:
-            self._audit = audit_at_random(self)
+            self._audit = audit_at_random(self, self._audit)
         if self._audit.dead and not allow_dead:
             raise ValueError(dead_adapters_message(self._audit))
 

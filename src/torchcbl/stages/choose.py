@@ -107,7 +107,7 @@ def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, dict[str, n
         draft = make_cut(backbone, plan, None)
         try:
             plan = replace(plan, writes=_find_writes(backbone, draft, call))
-            cut = make_cut(backbone, plan, None)
+            cut = make_cut(backbone, plan, None) if plan.writes else draft
             first = cut.first(call.detached())
             outputs = [first.returned, *(cut.rerun(first, lambda _, raw: raw, step).returned for step in (1, 2))]
         except Exception as error:
