@@ -223,13 +223,19 @@ def test_overall_of_a_loop_that_beats_all_and_of_one_that_beats_none() -> None:
     kept = dataclasses.replace(found, controls=tuple(one for one in found.controls if one.name != "loop-free"))
     assert overall(kept).endswith("It is shown to beat every control it was held against: wider-params.")
     none = overall(the({"standard": BASE, "wider-params": plus(EQUAL), "cbl": plus([-d for d in EQUAL])}))
-    assert (
-        "The loop is not shown to gain anything over standard (practically equal within 0.5 points): there is" in none
-    )
+    equal = "over standard (practically equal within 0.5 points): there is no gain to explain."
+    assert f"The loop is not shown to gain anything {equal}" in none
     assert "may explain" not in none
     worse = overall(the({"standard": plus(GAINED), "ensemble": plus(GAINED), "cbl": BASE}))
     assert "The loop scores 1.05 points below standard: there is no gain to explain." in worse
     assert "shown to be worse than ensemble" in worse
+
+
+def test_overall_rules_no_gain_out_that_few_runs_cannot_show() -> None:
+    few = overall(the({"standard": BASE[:2], "cbl": plus((1.5, 0.5, 0, 0, 0))[:2]}))
+    assert few.startswith(
+        "The loop is not shown to gain anything over standard: a gain is not ruled out either (95% -5.35 to 7.35)."
+    )
 
 
 def test_overall_before_there_is_a_test() -> None:

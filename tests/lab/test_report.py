@@ -327,6 +327,13 @@ def test_label_speaks_of_the_paper_only_where_it_applies() -> None:
     assert digits.label == "demo: 1 seed, 1 epoch on digits (not the paper's data)"
 
 
+def test_label_counts_seeds_by_arm() -> None:
+    records = a_study(a_recipe(arms=("standard", "cbl"), seeds=5, epochs=20))
+    without = [record for record in records if record.name not in ("cbl-seed1", "cbl-seed4")]
+    expected = "cifar10: 3 to 5 seeds an arm, 20 epochs (the paper's protocol: 5 seeds, 20 epochs)"
+    assert findings_of(without).label == expected
+
+
 def test_differing_machines_are_all_named() -> None:
     records = a_study(a_recipe(arms=("standard",)))
     records[1] = dataclasses.replace(records[1], machine={**records[1].machine, "processor": "another"})

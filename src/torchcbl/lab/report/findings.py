@@ -97,10 +97,12 @@ class Findings:
     @property
     def label(self) -> str:
         """What this is: data, seeds, epochs, and how that falls short of the paper's protocol."""
-        seeds, epochs = len(self.seeds), self.recipe.epochs
-        label = f"{self.recipe.name}: {_count(seeds, 'seed')}, {_count(epochs, 'epoch')}"
+        counts = sorted(len(self.runs(arm)) for arm in self.recipe.trained_arms)
+        fewest, most, epochs = counts[0], counts[-1], self.recipe.epochs
+        seeds = f"{fewest} to {_count(most, 'seed')} an arm" if fewest < most else _count(most, "seed")
+        label = f"{self.recipe.name}: {seeds}, {_count(epochs, 'epoch')}"
         protocol, note = self.source.protocol, self.source.note
-        if protocol is not None and (seeds < protocol[0] or epochs < protocol[1]):
+        if protocol is not None and (fewest < protocol[0] or epochs < protocol[1]):
             label += f" (the paper's protocol: {_count(protocol[0], 'seed')}, {_count(protocol[1], 'epoch')})"
         if note:
             label += f" {note}" if note.startswith("on ") else f"; {note}"

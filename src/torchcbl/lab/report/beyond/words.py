@@ -100,7 +100,10 @@ def _gain(found: Beyond, loop: str) -> tuple[bool, list[str]]:
         return False, [f"{start}: whether there is a gain over the plain network has not been tested."]
     mean = _mean(plain.comparison)
     if not plain.comparison.difference_shown:
-        return False, [f"{start} is not shown to gain anything over {_listed([plain])}: there is no gain to explain."]
+        interval = plain.comparison.t_interval
+        none = _is_equal(plain) or (interval is not None and interval.high <= 0)
+        rest = "there is no gain to explain" if none else f"a gain is not ruled out either (95% {interval})"
+        return False, [f"{start} is not shown to gain anything over {_listed([plain])}: {rest}."]
     if mean < 0:
         return False, [f"{start} scores {-mean:.2f} points below {plain.name}: there is no gain to explain."]
     return True, [f"{start} gains {mean:.2f} points over {plain.name}."]
@@ -116,8 +119,11 @@ def _listed(controls: Sequence[Control]) -> str:
 
 def _aside(control: Control) -> str:
     found = control.practical
-    equal = found is not None and found.equal >= SURE
-    return f" (practically equal within {found.rope:g} points)" if found is not None and equal else ""
+    return f" (practically equal within {found.rope:g} points)" if found is not None and _is_equal(control) else ""
+
+
+def _is_equal(control: Control) -> bool:
+    return control.practical is not None and control.practical.equal >= SURE
 
 
 def _start(control: Control) -> str:
