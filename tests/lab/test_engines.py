@@ -22,6 +22,7 @@ from torchcbl.lab.arms import find_arm
 from torchcbl.lab.checkpoints import DurableCheckpointIO
 from torchcbl.lab.data import load_dataset
 from torchcbl.lab.engines import ENGINE_NAMES, Plan, make_engine
+from torchcbl.lab.engines.gpus import visible_gpus
 from torchcbl.lab.engines.journal import Begun, Ended, Journal
 from torchcbl.lab.engines.local import LocalEngine
 from torchcbl.lab.engines.ray_member import member
@@ -245,6 +246,37 @@ def test_a_run_that_another_process_is_at_is_refused(tmp_path: Path, monkeypatch
         refused = worker._alone(run)
         with pytest.raises(BlockingIOError, match="another process has been at work in .*: end it, then run again"):
             refused.__enter__()
+
+
+# GPUs
+
+
+@pytest.mark.parametrize(
+    ("hidden", "count", "expected"),
+    [(None, 2, ["0", "1"]), ("3,GPU-1f", 2, ["3", "GPU-1f"]), ("", 0, []), (None, 0, [])],
+)
+def test_gpus_are_those_that_are_visible(
+    hidden: str | None, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert visible_gpus() == expected
+
+
+def test_runs_side_by_side_share_the_gpus_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes with names of GPUs that nobody has: each sees one, and two are never given the same."""
+    monkeypatch.setattr("torchcbl.lab.engines.local.visible_gpus", lambda: ["70", "90"])
+    recipe = tiny("standard", seeds="3", epochs="1")
+    engine = LocalEngine(Plan(threads=1))
+    assert run_study(recipe, tmp_path, Watching(), engine=engine) == []
+    assert engine.jobs == 2
+    logs = [Run(recipe, "standard", seed, tmp_path).log.read_text() for seed in range(3)]
+    found = [log.splitlines()[0].rpartition(", GPU ")[2] for log in logs]
+    assert found[:2] == ["70", "90"]
+    assert found[2] in found[:2]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 # one run over several devices

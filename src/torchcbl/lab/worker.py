@@ -8,9 +8,10 @@ import platform
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 
 from torchcbl.lab.locks import hold
 from torchcbl.lab.processes import end_with_parent, use_threads
@@ -18,6 +19,7 @@ from torchcbl.lab.ranks import ALONE, Rank
 from torchcbl.lab.runs import Run
 
 LOCK_SECONDS = 60.0
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def work(
     connection: Connection,
     rank: Rank = ALONE,
     ignored: Sequence[int] = (signal.SIGINT,),
+    environment: Mapping[str, str] = NOTHING,
 ) -> None:
     """Train one run in this process; its `RunState`s go to the connection, and at its end `Done` or a `Problem`.
 
@@ -52,7 +55,9 @@ def work(
         connection: Where to send to.
         rank: Which of the run's processes this is.
         ignored: Signals that the one who started this process deals with: Ctrl-C reaches every process.
+        environment: What is to be in its environment; CUDA_VISIBLE_DEVICES counts, as nothing has used a GPU yet.
     """
+    os.environ.update(environment)
     _ignore(ignored)
     end_with_parent()
     try:
@@ -77,7 +82,8 @@ def _ignore(signals: Sequence[int]) -> None:
 
 def _train(run: Run, threads: int, connection: Connection, rank: Rank) -> None:
     began = "goes on from its checkpoint" if run.checkpoint.exists() else "begins"
-    print(f"{run.name} {began} on {platform.node()}, process {os.getpid()}, rank {rank.number}", flush=True)
+    gpus = f", GPU {shown}" if (shown := os.environ.get("CUDA_VISIBLE_DEVICES")) else ""
+    print(f"{run.name} {began} on {platform.node()}, process {os.getpid()}, rank {rank.number}{gpus}", flush=True)
     use_threads(threads)
     run.train(connection.send, rank)
 

@@ -50,6 +50,17 @@ class Plan:
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be >= 1, got {self.threads}: those of each process.")
 
+    def jobs_on(self, cores: int, gpus: int, num_runs: int) -> int:
+        """Say how many runs go on at a time: as many as was asked for, else one per GPU, or per core without any.
+
+        Example:
+            >>> Plan().jobs_on(cores=8, gpus=0, num_runs=20), Plan().jobs_on(cores=8, gpus=2, num_runs=20)
+            (8, 2)
+            >>> Plan(spread=Spread(devices=4)).jobs_on(cores=8, gpus=0, num_runs=20)
+            2
+        """
+        return self.jobs or min(num_runs, max(1, (gpus or cores) // self.spread.size))
+
     def threads_of(self, cores: int, jobs: int) -> int:
         """Share the cores of one machine out among the processes that run there at a time.
 

@@ -6,6 +6,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from torchcbl.lab.engines.base import Failure, Plan
+from torchcbl.lab.engines.gpus import environment_of, visible_gpus
 from torchcbl.lab.engines.team import Team, free_port, start_method
 from torchcbl.lab.machine import num_cores
 from torchcbl.lab.ranks import ranks_on
@@ -19,7 +20,7 @@ class LocalEngine:
     """Keep so many processes at work until all runs are done.
 
     Args:
-        plan: How many runs at a time; by default one per core, or one if each is spread over several devices.
+        plan: How many runs at a time; by default one per GPU, or per core without any.
 
     Raises:
         ValueError: One run is to be spread over several machines.
@@ -34,25 +35,27 @@ class LocalEngine:
 
     def start(self, num_runs: int) -> None:
         """See `Engine.start`."""
-        cores = num_cores()
-        self.jobs = self.plan.jobs or min(max(1, cores // self.plan.spread.devices), num_runs)
-        self.threads = self.plan.threads_of(cores, self.jobs)
         self.context = start_method()
+        self.gpus, cores = visible_gpus(), num_cores()
+        self.jobs = self.plan.jobs_on(cores, len(self.gpus), num_runs)
+        self.threads = self.plan.threads_of(cores, self.jobs)
 
     def work_off(self, runs: list[Run], display: Display) -> list[Failure]:
         """See `Engine.work_off`."""
-        waiting, teams, failures = list(reversed(runs)), list[Team](), list[Failure]()
+        waiting, teams, failures = list(reversed(runs)), dict[Team, int](), list[Failure]()
         try:
             while waiting or teams:
                 while waiting and len(teams) < self.jobs:
-                    teams.append(self._begin(waiting.pop()))
-                    display.start(teams[-1].run)
+                    place = min(set(range(self.jobs)) - set(teams.values()))
+                    team = self._begin(waiting.pop(), place)
+                    teams[team] = place
+                    display.start(team.run)
                 wait([connection for team in teams for connection in team.connections], timeout=1.0)
                 for team in list(teams):
                     for state in team.listen():
                         display.update(team.run, state)
                     if team.ended:
-                        teams.remove(team)
+                        del teams[team]
                         problem = team.problem.reason if team.problem else None
                         display.finish(team.run, problem)
                         failures += [Failure(team.run, problem)] if problem else []
@@ -61,7 +64,8 @@ class LocalEngine:
                 team.kill()
         return failures
 
-    def _begin(self, run: Run) -> Team:
+    def _begin(self, run: Run, place: int) -> Team:
         spread = self.plan.spread
         port = free_port("127.0.0.1") if spread.size > 1 else 0
-        return Team(run, self.threads, ranks_on(spread, port=port), self.context)
+        environment = environment_of(self.gpus, spread.devices, place)
+        return Team(run, self.threads, ranks_on(spread, port=port), self.context, environment=environment)

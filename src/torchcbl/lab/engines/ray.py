@@ -27,7 +27,7 @@ class RayEngine:
     this machine alone for as long as the study takes. The study's folder must be on storage that all nodes share.
 
     Args:
-        plan: How many runs at a time; by default one per core of the cluster.
+        plan: How many runs at a time; by default one per GPU of the cluster, or per core without any.
         tries: How often a run is begun, or gone on with, whose worker or node is lost; >= 1.
     """
 
@@ -46,7 +46,7 @@ class RayEngine:
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         cores = [int(found.get("CPU", 0)) for found in resources]
         gpus = int(sum(found.get("GPU", 0) for found in resources))
-        self.jobs = self.plan.jobs or min(num_runs, max(1, sum(cores) // spread.size))
+        self.jobs = self.plan.jobs_on(sum(cores), gpus, num_runs)
         self.threads = self.plan.threads or most_threads(cores, self.jobs * spread.nodes, spread.devices)
         self.needs = {"CPU": float(self.threads * spread.devices)}
         if gpus:

@@ -8,7 +8,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 
 from torchcbl.lab.ranks import Rank
 from torchcbl.lab.runs import Run, RunState
-from torchcbl.lab.worker import Done, Problem, work
+from torchcbl.lab.worker import NOTHING, Done, Problem, work
 
 PRELOADED = ["torchcbl.lab.training", "sklearn.datasets"]
 LEAVING_SECONDS = 10.0
@@ -45,6 +45,7 @@ class Team:
         ranks: Which of the run's processes to start here.
         context: How processes start (`start_method`).
         ignored: Signals that the processes are to ignore.
+        environment: What else they are to find in their environment.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Team:
         ranks: Sequence[Rank],
         context: ForkServerContext | SpawnContext,
         ignored: Sequence[int] = (signal.SIGINT,),
+        environment: Mapping[str, str] = NOTHING,
     ) -> None:
         self.run = run
         self.problem: Problem | None = None
@@ -62,7 +64,8 @@ class Team:
         for rank in ranks:
             receiver, sender = context.Pipe(duplex=False)
             name = run.name if rank.spread.size == 1 else f"{run.name}-rank{rank.number}"
-            process = context.Process(target=work, args=(run, threads, sender, rank, ignored), name=name)
+            given = (run, threads, sender, rank, ignored, dict(environment))
+            process = context.Process(target=work, args=given, name=name)
             process.start()
             sender.close()  # the process holds the only end now: its death ends the connection
             self._members.append(_Member(process, receiver))

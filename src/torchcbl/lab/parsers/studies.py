@@ -31,7 +31,7 @@ def add_compare(group: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each arm")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training data")
     parser.add_argument("--arms", metavar="A,B", help=f"what to compare, out of {', '.join(ARM_NAMES)}")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
     parser.add_argument(
         "--data",
         metavar="DIR",
@@ -78,7 +78,7 @@ def add_sweep(group: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="passes over the training data; best.toml keeps its own"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
     parser.add_argument("--data", metavar="DIR", help="folder of the data; images:DIR, audio:DIR: your own")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/RECIPE-sweep)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
