@@ -308,12 +308,18 @@ class TestMatched:
 
 class TestEnsemble:
     def test_as_many_members_as_the_flops_pay_for(self) -> None:
-        for steps in (1, 2, 5):
+        for steps in (2, 3, 5):
             recipe = replace(RECIPE, steps=steps)
             n = num_members(recipe, SHAPE, K)
             method, plain = (training_flops(find_arm(name), recipe, SHAPE, K) for name in ("cbl", "standard"))
             assert n * plain <= method < (n + 1) * plain
             assert training_flops(find_arm("ensemble"), recipe, SHAPE, K) == n * plain
+
+    def test_a_single_member_is_refused(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"arm 'ensemble' would have a single member, since 'cbl' takes 1\.\d+ times"
+        ):
+            num_members(replace(RECIPE, steps=1), SHAPE, K)
 
     def test_the_mean_of_the_probabilities(self) -> None:
         model, (x, _) = trained("ensemble").double(), batch()

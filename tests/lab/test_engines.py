@@ -510,6 +510,26 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
 
 @needs_submitit
+def test_runs_wait_where_slurm_refuses_while_others_are_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchcbl.lab.engines.slurm import SlurmEngine
+
+    def refuse(*given: object) -> None:
+        raise OSError("Slurm did not take the jobs: busy")
+
+    engine, display = SlurmEngine(Plan(), {"cluster": "local"}), Watching()
+    monkeypatch.setattr(engine, "_submit", refuse)
+    first, second, third = ((Run(tiny("standard"), "standard", seed, tmp_path), 2) for seed in range(3))
+    waiting = [third]
+    assert engine._submit_or_wait([first, second], waiting, {"x": object()}, display) > time.monotonic()  # type: ignore[dict-item]
+    assert waiting == [third, second, first], "taken from the end, so in the same order"
+    assert "busy; trying again in 60 s" in display.text
+    with pytest.raises(OSError, match="busy"):
+        engine._submit_or_wait([first], waiting, {}, display)
+
+
+@needs_submitit
 def test_the_queue_knows_what_became_of_jobs(slurm: Callable[[str], None], tmp_path: Path) -> None:
     import submitit
 
@@ -527,6 +547,12 @@ def test_the_queue_knows_what_became_of_jobs(slurm: Callable[[str], None], tmp_p
     assert set(queue.find(tmp_path)) == {"14_0", "14_1"}
     slurm("")
     assert states() == {"13": "CANCELLED", "14_0": None, "14_1": None, "14_2": "gone"}, "no answer changes nothing"
+    fresh = slurm_queue.Queue({})
+    assert set(fresh.find(tmp_path)) == set(jobs), "no answer at all: they may be still there"
+    queue._submitted["15"] = time.monotonic()
+    jobs["15"] = submitit.SlurmJob(tmp_path / "slurm", "15")
+    assert states()["15"] is None, "submitted since Slurm answered last"
+    del jobs["15"]
     slurm(RECORDED["two"])
     assert states() == {"13": "gone", "14_0": "gone", "14_1": None, "14_2": "NODE_FAIL"}
 

@@ -22,7 +22,7 @@ from torchcbl.lab.report import build_report, table, tables
 from torchcbl.lab.report.beyond import beyond, overall, sentences
 from torchcbl.lab.report.drawing import as_svg
 from torchcbl.lab.report.figures import colour, draw, marker
-from torchcbl.lab.report.findings import Findings, findings_of
+from torchcbl.lab.report.findings import Findings, compare_arms, findings_of
 from torchcbl.lab.report.page import render
 from torchcbl.lab.report.verdict import format_p, verdict
 from torchcbl.lab.statistics import compare, compare_all
@@ -432,3 +432,18 @@ def test_verdict_goes_by_the_corrected_p() -> None:
 @pytest.mark.parametrize(("p", "text"), [(0.00045, "= 0.00045"), (0.01249, "= 0.012"), (1.0, "= 1")])
 def test_p_is_written_with_two_digits(p: float, text: str) -> None:
     assert format_p(p) == text
+
+
+def test_arms_that_are_told_the_labels_stand_outside_the_family_and_missing_ones_inside() -> None:
+    noise = (0.1, -0.1, 0.05, 0.0, -0.05)
+    scores = {
+        arm: {seed: 78.0 + gain + (1 + gain) * noise[seed] for seed in range(5)}
+        for arm, gain in (("standard", 0.0), ("cbl", 0.5), ("label-context", 9.0))
+    }
+    cbl, told = compare_arms(scores, "standard", ("standard", "cbl", "no-context", "untied", "label-context"))
+    assert (cbl.treatment, cbl.num_comparisons) == ("cbl", 3)
+    assert (told.treatment, told.num_comparisons) == ("label-context", 1)
+    (alone,) = compare_all({"standard": scores["standard"], "cbl": scores["cbl"]}, "standard")
+    assert alone.p_holm is not None
+    assert cbl.p_holm == pytest.approx(3 * alone.p_holm)
+    assert compare_arms({"cbl": scores["cbl"]}, "standard", ("standard", "cbl")) == []

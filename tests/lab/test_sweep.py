@@ -18,7 +18,7 @@ from rich.console import Console
 
 from torchcbl.lab.arms import find_arm
 from torchcbl.lab.cli import main
-from torchcbl.lab.data import EpochBatches, Form
+from torchcbl.lab.data import EpochBatches, Form, load_dataset
 from torchcbl.lab.data.image_dataset import ImageDataset
 from torchcbl.lab.data.progress import silent
 from torchcbl.lab.engines import Plan, make_engine
@@ -157,7 +157,23 @@ def test_arms_that_no_value_changes_and_arms_that_are_told_the_labels_are_refuse
         run(a_sweep("adapter=film,gate", arm="cbl-gate"), tmp_path)
     with pytest.raises(ValueError, match="arm 'label-context' is told the labels"):
         run(a_sweep("steps=1,2", arm="label-context"), tmp_path)
+    for arm in ("wider-params", "wider-flops", "ensemble"):  # their size follows that of `cbl`, their rest does not
+        with pytest.raises(ValueError, match=f"arm '{arm}' does not read the recipe key 'alpha'"):
+            run(a_sweep("alpha=0,0.3", arm=arm), tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arm", "over", "expected"),
+    [
+        ("untied", ("schedule=synchronous,repropagate", "alpha=0,0.3"), {"schedule", "alpha"}),  # the first is refused
+        ("wider-params", ("adapter=film,concat", "alpha=0,0.3"), {"adapter"}),
+        ("ensemble", ("steps=2,4", "weights=last,uniform"), {"steps"}),
+    ],
+)
+def test_the_keys_that_an_arm_depends_on(arm: str, over: tuple[str, ...], expected: set[str]) -> None:
+    sweep = a_sweep(*over, arm=arm)
+    assert keys_read(find_arm(arm), sweep, load_dataset(RECIPE).form) & set(sweep.keys) == expected
 
 
 def test_a_sweep_is_kept_and_extended_but_never_mixed(tmp_path: Path) -> None:

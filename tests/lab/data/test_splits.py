@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchcbl.lab.data.images import Images, channel_statistics
-from torchcbl.lab.data.splits import split_dataset, stratified_split
+from torchcbl.lab.data.splits import split_dataset, stratified_sample, stratified_split
 
 
 def test_equal_classes_get_equal_shares() -> None:
@@ -77,3 +77,17 @@ def test_a_constant_channel_cannot_be_normalised() -> None:
     full = Images(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(2).repeat(4), num_classes=2)
     with pytest.raises(ValueError, match="a constant channel cannot be normalised"):
         split_dataset(full, full, validation_size=2)
+
+
+@pytest.mark.parametrize(("sizes", "size"), [((500, 501), 1000), ((1500, 1499, 1), 1500), ((3, 3), 0), ((3, 2), 5)])
+def test_a_sample_may_leave_a_class_out_or_take_all_of_one(sizes: tuple[int, ...], size: int) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    chosen = stratified_sample(labels, size, seed=0)
+    assert len(chosen) == size
+    counts = torch.bincount(labels[chosen], minlength=len(sizes)).double()
+    assert ((counts - torch.tensor(sizes) * size / sum(sizes)).abs() < 1).all()
+
+
+def test_a_sample_is_what_a_split_holds_out() -> None:
+    labels = torch.arange(100) % 3
+    assert torch.equal(stratified_sample(labels, 30, seed=2), stratified_split(labels, 30, seed=2)[1])

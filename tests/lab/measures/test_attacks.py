@@ -262,8 +262,9 @@ def test_the_checks_by_hand() -> None:
     assert not falling.passed
     assert "up to eps 2/255" in falling.detail
     assert not checks.falls_to_nothing(0.06, 128).passed
-    assert not checks.black_box_adds_little({1.0: 0.0, 2.0: 0.03}).passed
-    assert checks.black_box_adds_little({1.0: 0.0, 2.0: 0.02}).passed
+    assert not checks.black_box_adds_little({1.0: 0.0, 2.0: 0.03}, 500).passed
+    assert checks.black_box_adds_little({1.0: 0.0, 2.0: 0.02}, 500).passed
+    assert checks.black_box_adds_little({1.0: 0.04}, 50).passed, "two images"
 
 
 def test_a_context_of_another_sample_is_noticed() -> None:
@@ -314,3 +315,21 @@ def test_as_strong_as_another_library() -> None:
     assert right(fgsm(net, x, y, on_step(0), eps)) == pytest.approx(
         theirs(art.FastGradientMethod(wrapped, eps=eps, norm=np.inf)), abs=0.02
     )
+
+
+def test_the_only_sample_left_is_answered_beside_another() -> None:
+    """As `shuffled-context` needs; the ensemble goes on with the images that are left, which may be one."""
+    layer, plain = linear(3)
+    sizes = []
+
+    def outputs(x: Tensor, y: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return layer(x.flatten(1))[None]
+
+    net, x, y = Attacked(outputs), pixels(1), torch.tensor([1])
+    torch.testing.assert_close(net.logits(x, y), plain.logits(x, y))
+    value, slope, logits = net.gradient(x, y, on_step(0))
+    assert (value.shape, slope.shape, logits.shape) == ((1,), x.shape, (1, 1, 3))
+    (expected,) = torch.autograd.grad(nn.functional.cross_entropy(layer(x.requires_grad_().flatten(1)), y), x)
+    torch.testing.assert_close(slope, expected)
+    assert min(sizes) == 2

@@ -119,3 +119,8 @@ def test_changes_are_those_between_the_first_and_the_last_step() -> None:
         (0, 1, 0, 1, True),
         (2, 1, 1, 2, False),
     ]
+
+
+def test_what_is_no_number_is_no_answer() -> None:
+    logits = torch.tensor([[[float("nan")] * 3, [2.0, float("nan"), 1.0], [float("inf"), 0.0, 0.0]]])
+    assert correct(logits, torch.tensor([0, 0, 0])).tolist() == [[False, False, True]]

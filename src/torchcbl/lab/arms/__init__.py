@@ -49,7 +49,7 @@ _ALL: tuple[Arm, ...] = (
     DeepSupervision(
         "no-loop-deep-supervision",
         "the feedback, from a loss on several outputs",
-        "backbone, number and weights of the losses",
+        "backbone; number and weights of the losses, for uniform weights and T up to 3",
     ),
     UntiedArm(
         "untied",

@@ -21,7 +21,7 @@ Shape = tuple[int, int, int]
 class Arm(ABC):
     """Say how to build one arm's model and how to compute its loss.
 
-    Run k of every arm starts from the same backbone weights and sees the same batches.
+    Run k of every arm sees the same batches, and starts from the same backbone weights where that is the same network.
 
     Args:
         name: The arm's name in recipes and records.
@@ -51,7 +51,7 @@ class Arm(ABC):
 
     @abstractmethod
     def build(self, recipe: Recipe, shape: Shape, num_classes: int, seed: int) -> nn.Module:
-        """Build the model; for one seed the backbone's first weights are the same in every arm.
+        """Build the model; for one seed the standard backbone's first weights are the same in every arm that has it.
 
         Args:
             recipe: Says the width, the steps, alpha and the other options.

@@ -96,6 +96,9 @@ class EnsembleArm(Arm):
         return torch.stack([F.cross_entropy(member(x), target) for member in model.members]).sum()
 
 
+MATCHED = (WiderParams, WiderFlops, EnsembleArm)
+
+
 @lru_cache(maxsize=16)
 def widths_by_parameters(recipe: Recipe, shape: Shape, num_classes: int) -> Widths:
     """Find the widths at which the plain network has as many parameters as `cbl`.
@@ -148,9 +151,19 @@ def widths_by_flops(recipe: Recipe, shape: Shape, num_classes: int) -> Widths:
 
 
 def num_members(recipe: Recipe, shape: Shape, num_classes: int) -> int:
-    """Count how many plain networks can be trained for the FLOPs of one `cbl`; at least 1."""
+    """Count how many plain networks can be trained for the FLOPs of one `cbl`.
+
+    Raises:
+        ValueError: There is room for one alone, which would be `standard` under another name.
+    """
     plain = _plain_flops((recipe.width, 2 * recipe.width, 4 * recipe.width, _HIDDEN), shape, num_classes)
-    return max(1, int(training_flops(REFERENCE, recipe, shape, num_classes) / plain))
+    ratio = training_flops(REFERENCE, recipe, shape, num_classes) / plain
+    if ratio < 2:
+        raise ValueError(
+            f"arm 'ensemble' would have a single member, since 'cbl' takes {ratio:.2f} times the training FLOPs of "
+            "'standard': take a larger recipe key 'steps', or leave the arm out of --arms."
+        )
+    return int(ratio)
 
 
 @lru_cache(maxsize=16)

@@ -54,7 +54,7 @@ class AuxiliaryHeads(nn.Module):
 class DeepSupervision(Arm):
     """The backbone trained through as many losses as `cbl`, but of auxiliary heads and not of steps.
 
-    Holds equal: backbone, number of losses (up to one for each block and the output) and their equal weights.
+    Holds equal: backbone; and number and equal weights of the losses where `cbl` has uniform ones and T is at most 3.
     Isolates: the feedback, from the training signal that a loss on every step brings.
     """
 

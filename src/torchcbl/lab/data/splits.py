@@ -42,13 +42,38 @@ def stratified_split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tens
             f"cannot hold out {size} of {len(labels)} images: each of the {len(classes)} classes (the smallest has "
             f"{sizes.min()} images) must keep one in both parts; choose a size nearer to {len(labels) // 2}"
         )
+    chosen = _chosen(labels, classes, shares, seed)
+    return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
+
+
+def stratified_sample(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Choose what `stratified_split` holds out, each class by its share, also where that leaves one with none.
+
+    Args:
+        labels: Classes, int64, shape (N,).
+        size: How many, in [0, N].
+        seed: Which sample, >= 0.
+
+    Returns:
+        Indices (size,), ascending.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
+        >>> labels[stratified_sample(labels, size=3, seed=0)].tolist()
+        [0, 0, 0]
+    """
+    classes, sizes = np.unique(labels.numpy(), return_counts=True)
+    return torch.from_numpy(np.flatnonzero(_chosen(labels, classes, _shares(sizes, size), seed)))
+
+
+def _chosen(labels: Tensor, classes: NDArray[np.int64], shares: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     # RandomState's stream is frozen by numpy; a split must not change with a numpy release.
     random = np.random.RandomState(seed)
     chosen = np.zeros(len(labels), dtype=bool)
     for label, share in zip(classes, shares, strict=True):
         members = np.flatnonzero(labels.numpy() == label)
         chosen[random.permutation(members)[:share]] = True
-    return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
+    return chosen
 
 
 def _shares(sizes: NDArray[np.int64], size: int) -> NDArray[np.int64]:

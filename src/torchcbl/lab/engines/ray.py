@@ -79,7 +79,8 @@ class RayEngine:
                         continue
                     del teams[team]
                     if goes_on(team.problem, number, self.tries):
-                        display.note(f"{run.name} was lost on {team.host}: {team.reason}; it goes on elsewhere")
+                        where = f" on {team.host}" if team.host else ""
+                        display.note(f"{run.name} was lost{where}: {team.reason}; it goes on elsewhere")
                         waiting.append((run, number + 1))
                         continue
                     problem = self._outcome(team, run)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchcbl.lab.progress import Display
 
 POLL_SECONDS = 0.5
+REFUSED_SECONDS = 60.0
 STORAGE_SECONDS = 15.0
 """How long a file may take to be seen from another machine."""
 
@@ -80,10 +81,12 @@ class SlurmEngine:
         tickets, failures = self._adopt(runs, display), list[Failure]()
         waiting = [(run, 1) for run in reversed(runs) if run.name not in tickets]
         at_once = self.jobs if self.queue.is_local else len(runs)
+        again = 0.0
         try:
             while waiting or tickets:
-                room = min(at_once - len(tickets), len(waiting))
-                self._submit([waiting.pop() for _ in range(room)], tickets)
+                if time.monotonic() >= again:
+                    room = min(at_once - len(tickets), len(waiting))
+                    again = self._submit_or_wait([waiting.pop() for _ in range(room)], waiting, tickets, display)
                 for ticket in list(tickets.values()):
                     self._listen(ticket, display)
                     ended = self._verdict(ticket)
@@ -110,6 +113,24 @@ class SlurmEngine:
         if tickets:
             display.note(f"still with Slurm from an earlier command: {', '.join(tickets)}")
         return tickets
+
+    def _submit_or_wait(
+        self,
+        chosen: list[tuple[Run, int]],
+        waiting: list[tuple[Run, int]],
+        tickets: dict[str, _Ticket],
+        display: Display,
+    ) -> float:
+        """Submit runs; where Slurm refuses while others are at work, these wait. Returns when to submit again."""
+        try:
+            self._submit(chosen, tickets)
+        except OSError as error:
+            if not tickets:
+                raise
+            display.note(f"{error}; trying again in {REFUSED_SECONDS:.0f} s")
+            waiting += reversed(chosen)
+            return time.monotonic() + REFUSED_SECONDS
+        return 0.0
 
     def _submit(self, chosen: list[tuple[Run, int]], tickets: dict[str, _Ticket]) -> None:
         if not chosen:

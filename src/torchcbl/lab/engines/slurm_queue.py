@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import shutil
 import subprocess
 import time
@@ -54,7 +55,8 @@ class Queue:
                 "--slurm cluster=local, which runs the jobs on this machine."
             )
         self._states: dict[str, str] = {}
-        self._looked = float("-inf")
+        self._looked = self._answered = -math.inf
+        self._submitted: dict[str, float] = {}
 
     @property
     def is_local(self) -> bool:
@@ -86,17 +88,20 @@ class Queue:
                 submitted = [executor.submit(run) for run in runs]
         except (subprocess.CalledProcessError, FailedJobError) as error:
             raise OSError(f"Slurm did not take the jobs: {str(error).strip()}") from error
+        self._submitted.update(dict.fromkeys((job.job_id for job in submitted), time.monotonic()))
         return submitted
 
     def over(self, job: submitit.Job[None]) -> str | None:
         """Say how a job has ended; None while it waits or works, or while Slurm does not answer."""
         if self.is_local:
-            state = job.state
-            return None if state == "RUNNING" else state
+            local: str = job.state
+            return None if local == "RUNNING" else local
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
-        state = self._states.get(job.job_id, "gone")
-        return state if state in OVER or state == "gone" else None
+        state = self._states.get(job.job_id)
+        if state is None:  # gone, if Slurm has answered since the job was submitted
+            return "gone" if self._answered > self._submitted.get(job.job_id, -math.inf) else None
+        return state if state in OVER else None
 
     def cancel(self, jobs: Iterable[submitit.Job[None]]) -> None:
         """End jobs, those that wait too."""
@@ -127,6 +132,7 @@ class Queue:
         if asked.returncode == 0:
             lines = [line.strip().partition("|") for line in asked.stdout.splitlines()]
             self._states = {number: state for number, _, state in lines}
+            self._answered = self._looked
 
 
 def _numbers(out: Path) -> Path:

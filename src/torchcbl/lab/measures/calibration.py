@@ -114,8 +114,8 @@ def score(logits: Tensor, labels: Tensor) -> StepScores:
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Say which answers are right, (T + 1, N) of booleans."""
-    return logits.argmax(-1) == labels
+    """Say which answers are right, (T + 1, N) of booleans; one with a NaN in it is no answer, and wrong."""
+    return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
 
 
 def nll(logits: Tensor, labels: Tensor) -> Tensor:

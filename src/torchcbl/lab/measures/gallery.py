@@ -18,7 +18,7 @@ from torch import Tensor
 from torchcbl.files import write_atomically
 from torchcbl.lab.data import ImageDataset
 from torchcbl.lab.data.cache import DIGEST_SIZE, cache_folder, one_at_a_time, sha256_of
-from torchcbl.lab.data.splits import stratified_split
+from torchcbl.lab.data.splits import stratified_sample
 from torchcbl.lab.measures.disturb.catalogue import VERSION
 
 Raw = NDArray[np.uint8]
@@ -71,12 +71,12 @@ def choose(dataset: ImageDataset, samples: int) -> Gallery:
 
     Args:
         dataset: The data.
-        samples: How many; at least one for each class, and all of them where there are no more.
+        samples: How many, each class by its share; all of them where there are no more.
     """
     part = dataset.test
     indices = torch.arange(len(part))
     if samples < len(part):
-        indices = stratified_split(part.labels, samples, seed=0)[1]
+        indices = stratified_sample(part.labels, samples, seed=0)
     pixels = np.ascontiguousarray(part.images[indices].permute(0, 2, 3, 1).numpy())
     digest = hashlib.sha256(f"{VERSION}/{PIL.__version__}/{pixels.shape}".encode())
     for array in (pixels, indices.numpy()):

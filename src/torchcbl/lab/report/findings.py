@@ -23,6 +23,26 @@ BASELINES = (BASELINE, "as-released-standard")
 _ORACLE = " It is told the labels: an upper bound, no competitor."
 
 
+def compare_arms(scores: Mapping[str, Mapping[int, float]], baseline: str, planned: Sequence[str]) -> list[Comparison]:
+    """Compare arms with the baseline, as one family of tests; those that are told the labels stand outside it.
+
+    Args:
+        scores: Score by seed for every arm, in points.
+        baseline: Name of the arm that the others are held against.
+        planned: Arms of the study; those without scores yet count in the correction.
+
+    Returns:
+        One comparison per other arm, in the order of `scores`.
+    """
+    told = {arm for arm in {*scores, *planned} if is_oracle(arm)}
+    rivals = {arm: found for arm, found in scores.items() if arm not in told}
+    family = compare_all(rivals, baseline, planned=len({*rivals, *planned} - told - {baseline}))
+    plain = {baseline: scores[baseline]} if baseline in scores else {}
+    bounds = [one for arm in scores if arm in told for one in compare_all({arm: scores[arm], **plain}, baseline)]
+    compared = {one.treatment: one for one in (*family, *bounds)}
+    return [compared[arm] for arm in scores if arm in compared]
+
+
 @dataclass(frozen=True)
 class Findings:
     """Hold a study's recipe and records, and answer what the report asks of them.
@@ -91,8 +111,7 @@ class Findings:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Every other arm against the baseline, in points of test accuracy."""
-        planned = sum(arm != self.baseline for arm in {*self.recipe.arms, *self.arms})
-        return compare_all({arm: self.scores(arm) for arm in self.arms}, self.baseline, planned=planned)
+        return compare_arms({arm: self.scores(arm) for arm in self.arms}, self.baseline, self.recipe.arms)
 
     @property
     def label(self) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
+
+import torch
 
 from torchcbl.lab.arms import Arm, find_arm
 from torchcbl.lab.arms.base import Shape
-from torchcbl.lab.arms.matched import training_flops
+from torchcbl.lab.arms.matched import MATCHED, training_flops
 from torchcbl.lab.data import Form, load_dataset
 from torchcbl.lab.data.progress import Progress, silent
 from torchcbl.lab.recipe import Recipe
@@ -36,21 +39,52 @@ def check_arm(sweep: Sweep, form: Form) -> None:
         )
 
 
+class _Watched(Recipe):
+    """A recipe that writes down what is read of it."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name: str) -> object:
+        _Watched.seen.add(name)
+        return super().__getattribute__(name)
+
+    # what is kept by recipe would read all of it to find it again
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 def keys_read(arm: Arm, sweep: Sweep, form: Form) -> set[str]:
-    """Find the recipe keys that an arm's model and loss look at."""
-    seen: set[str] = set()
+    """Find the recipe keys that an arm's model and loss depend on."""
+    if isinstance(arm, MATCHED):
+        return _keys_that_resize(arm, sweep, form)
+    recipes = [_Watched(**vars(sweep.recipe_of(setting))) for setting in sweep.settings]
+    _Watched.seen.clear()  # each has read itself to be checked
+    for watched in recipes:  # the build of one that cannot be had stops at the first reason
+        arm.adjusted(watched)
+        with contextlib.suppress(ValueError):  # what cannot be had is said of each setting
+            arm.build(watched, form.shape, form.num_classes, seed=0)
+        if _Watched.seen.issuperset(sweep.keys):
+            break
+    return set(_Watched.seen)
 
-    class Watched(Recipe):
-        def __getattribute__(self, name: str) -> object:
-            seen.add(name)
-            return super().__getattribute__(name)
 
-    watched = Watched(**vars(sweep.recipe_of(sweep.settings[0])))
-    seen.clear()
-    arm.adjusted(watched)
-    with contextlib.suppress(ValueError):  # what cannot be had is said of each setting
-        arm.build(watched, form.shape, form.num_classes, seed=0)
-    return seen
+def _keys_that_resize(arm: Arm, sweep: Sweep, form: Form) -> set[str]:
+    """A matched network reads all that `cbl` does, to find its size, and depends on nothing but that size."""
+    sizes: dict[Setting, tuple[torch.Size, ...]] = {}
+    for setting in sweep.settings:
+        with contextlib.suppress(ValueError):  # as above
+            model = arm.build(sweep.recipe_of(setting), form.shape, form.num_classes, seed=0)
+            sizes[setting] = tuple(parameter.shape for parameter in model.parameters())
+    return {key for key in sweep.keys if _resizes(key, sizes)}
+
+
+def _resizes(key: str, sizes: Mapping[Setting, tuple[torch.Size, ...]]) -> bool:
+    """Whether settings that differ in the key alone differ in size, or there are none to tell by."""
+    alike: dict[str, list[tuple[torch.Size, ...]]] = {}
+    for setting, size in sizes.items():
+        alike.setdefault(setting.without((key,)).label, []).append(size)
+    pairs = [found for found in alike.values() if len(found) > 1]
+    return not pairs or any(len(set(found)) > 1 for found in pairs)
 
 
 def find_refused(

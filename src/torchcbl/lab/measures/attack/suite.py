@@ -30,7 +30,7 @@ class Budget:
         restarts: Of PGD.
         apgd_steps: Gradients of each APGD.
         queries: Of the Square attack.
-        large: A radius within which any image can be reached, in 1/255.
+        large: A radius within which every image can be made nearly the same grey, in 1/255.
         large_steps: Gradients of PGD at that radius.
     """
 
@@ -194,7 +194,7 @@ class AttackSuite:
             checks.stronger("many steps beat one", at_last(PGD, last), at_last(FGSM, last), n, ("PGD", "FGSM")),
             checks.rises(at_last(PGD, last), {eps: found[PGD, last, eps].loss[-1] for eps in self.budget.eps}, n),
             checks.falls_to_nothing(self._at_large(), self.budget.large),
-            checks.black_box_adds_little({part.eps: part.apgd_dlr - part.square for part in parts}),
+            checks.black_box_adds_little({part.eps: part.apgd_dlr - part.square for part in parts}, n),
         ]
         if self.depth > 1:
             names = (f"the attack on y_{last}", "the one on y_0 alone")

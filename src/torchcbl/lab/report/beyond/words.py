@@ -150,7 +150,7 @@ def _outcome(control: Control) -> str:
 
 
 def _not_shown(control: Control) -> str:
-    found, needed = control.practical, control.plan
+    found, needed = control.practical, control.plan_holm or control.plan
     if found is None or needed is None:
         return "no difference shown"
     if found.equal >= SURE:

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 
 from torchcbl.lab.measures.found import Found, Measures, Row
 from torchcbl.lab.report.drawing import INK
-from torchcbl.lab.report.findings import BASELINES
+from torchcbl.lab.report.findings import BASELINES, compare_arms
 from torchcbl.lab.report.looks import MANY, colour, featured, marker
 from torchcbl.lab.report.roles import is_loop, is_oracle
 from torchcbl.lab.report.shell import captioned, paragraphs
 from torchcbl.lab.report.tables import NONE, Table
 from torchcbl.lab.report.verdict import verdict
-from torchcbl.lab.statistics import compare_all, t_interval
+from torchcbl.lab.statistics import t_interval
 
 Read = Callable[[Found, int], float]
 """Reads one number of one step of a result."""
@@ -133,7 +133,7 @@ def verdicts(found: Measures, rows: Sequence[Row[Found]], what: str, read: Read[
         read: Reads it, in points; more is better.
     """
     scores = {row.arm: row.values(read) for row in rows if row.last}
-    compared = compare_all(scores, baseline_of(found))
+    compared = compare_arms(scores, baseline_of(found), found.recipe.arms)
     return tuple(f"{what}: {verdict(one)}{_TOLD if is_oracle(one.treatment) else ''}" for one in compared)
 
 
