@@ -117,7 +117,7 @@ class Queue:
             write_atomically(_numbers(out), json.dumps({name: job.job_id for name, job in jobs.items()}) + "\n")
 
     def find(self, out: Path) -> dict[str, submitit.Job[None]]:
-        """Find the jobs of an earlier command that still wait or work, by run."""
+        """Find the jobs of an earlier command that still wait or work, as far as Slurm has answered, by run."""
         if self.is_local or not _numbers(out).exists():
             return {}
         numbers: dict[str, str] = json.loads(_numbers(out).read_text())

@@ -36,11 +36,10 @@ def compare_arms(scores: Mapping[str, Mapping[int, float]], baseline: str, plann
     """
     told = {arm for arm in {*scores, *planned} if is_oracle(arm)}
     rivals = {arm: found for arm, found in scores.items() if arm not in told}
-    family = compare_all(rivals, baseline, planned=len({*rivals, *planned} - told - {baseline}))
-    plain = {baseline: scores[baseline]} if baseline in scores else {}
-    bounds = [one for arm in scores if arm in told for one in compare_all({arm: scores[arm], **plain}, baseline)]
-    compared = {one.treatment: one for one in (*family, *bounds)}
-    return [compared[arm] for arm in scores if arm in compared]
+    bounds = {arm: found for arm, found in scores.items() if arm in {*told, baseline}}
+    tests = len({*scores, *planned} - told - {baseline})
+    compared = [*compare_all(rivals, baseline, planned=tests), *compare_all(bounds, baseline)]
+    return sorted(compared, key=lambda one: list(scores).index(one.treatment))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 
@@ -39,33 +38,30 @@ def check_arm(sweep: Sweep, form: Form) -> None:
         )
 
 
-class _Watched(Recipe):
-    """A recipe that writes down what is read of it."""
-
-    seen: ClassVar[set[str]] = set()
-
-    def __getattribute__(self, name: str) -> object:
-        _Watched.seen.add(name)
-        return super().__getattribute__(name)
-
-    # what is kept by recipe would read all of it to find it again
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-
 def keys_read(arm: Arm, sweep: Sweep, form: Form) -> set[str]:
     """Find the recipe keys that an arm's model and loss depend on."""
     if isinstance(arm, MATCHED):
         return _keys_that_resize(arm, sweep, form)
-    recipes = [_Watched(**vars(sweep.recipe_of(setting))) for setting in sweep.settings]
-    _Watched.seen.clear()  # each has read itself to be checked
+    seen: set[str] = set()
+
+    class Watched(Recipe):
+        def __getattribute__(self, name: str) -> object:
+            seen.add(name)
+            return super().__getattribute__(name)
+
+        # what is kept by recipe would read all of it to find it again
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+
+    recipes = [Watched(**vars(sweep.recipe_of(setting))) for setting in sweep.settings]
+    seen.clear()  # each has read itself to be checked
     for watched in recipes:  # the build of one that cannot be had stops at the first reason
         arm.adjusted(watched)
         with contextlib.suppress(ValueError):  # what cannot be had is said of each setting
             arm.build(watched, form.shape, form.num_classes, seed=0)
-        if _Watched.seen.issuperset(sweep.keys):
+        if seen.issuperset(sweep.keys):
             break
-    return set(_Watched.seen)
+    return seen
 
 
 def _keys_that_resize(arm: Arm, sweep: Sweep, form: Form) -> set[str]:
