@@ -8,6 +8,12 @@ import torch
 collect_ignore_glob = ["*conftest.py"]  # they hold no doctests, and two of one name cannot be imported as modules
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Seed a module's own constants too: what it builds as it is imported must not depend on what came before."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
