@@ -11,12 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from torchcbl.lab.engines.base import Plan
+from torchcbl.lab.engines.local import LocalEngine
 from torchcbl.lab.machine import describe_machine, num_cores, versions
 from torchcbl.lab.progress import Display
+from torchcbl.lab.ranks import Spread
 from torchcbl.lab.recipe import Recipe, load_recipe, read_recipe
 from torchcbl.lab.records import Record, read_record, read_records
 from torchcbl.lab.runs import Run
-from torchcbl.lab.study import claim, locked, run_study
+from torchcbl.lab.study import claim, locked, prepare, run_study
 from torchcbl.lab.training import train
 
 TINY = {"width": "4", "epochs": "1", "batch_size": "100", "validation_size": "100"}
@@ -93,6 +96,21 @@ def test_a_fault_of_the_data_shows_before_any_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot hold out 1400"):
         run_study(tiny(validation_size="1400"), tmp_path, quiet()[0])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "spread", "said"),
+    [("99", Spread(), "2 samples in a batch, but the last batch of the 100 validation samples has 1"),
+     ("97", Spread(devices=2), "2 samples in a batch in each of 2 processes, but .* 100 validation samples has 3")],
+)  # fmt: skip
+def test_a_batch_too_small_for_an_arm_shows_before_any_run(
+    tmp_path: Path, batch_size: str, spread: Spread, said: str
+) -> None:
+    recipe = tiny(batch_size=batch_size, arms='["standard", "shuffled-context"]')
+    with pytest.raises(ValueError, match=f"shuffled-context needs {said}: choose another batch_size than {batch_size}"):
+        run_study(recipe, tmp_path, quiet()[0], engine=LocalEngine(Plan(1, spread=spread)))
+    assert not (tmp_path / "runs").exists()
+    prepare(tiny(batch_size=batch_size), None, quiet()[0], spread)
 
 
 def test_two_studies_cannot_work_in_one_folder(tmp_path: Path) -> None:

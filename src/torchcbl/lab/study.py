@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -62,7 +63,7 @@ def run_study(
         with display:
             display.begin(len(runs), len(runs) - len(pending))
             engine.start(len(runs))
-            prepare(recipe, data, display)
+            prepare(recipe, data, display, engine.plan.spread)
             return engine.work_off(pending, display)
 
 
@@ -124,13 +125,24 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def prepare(recipe: Recipe, data: Path | None, display: Display) -> None:
+def prepare(recipe: Recipe, data: Path | None, display: Display, spread: Spread) -> None:
     """Load the data once, so that a fault shows once, and what is downloaded or decoded lies ready for the runs.
 
     Raises:
-        ValueError: A file is damaged, or `validation_size` does not fit.
+        ValueError: A file is damaged, `validation_size` does not fit, or an arm cannot take a batch.
         OSError: The data is not there.
     """
+    from torchcbl.lab.arms import find_arm
     from torchcbl.lab.data import load_dataset
 
-    load_dataset(recipe, data, progress=display.preparing)
+    dataset = load_dataset(recipe, data, progress=display.preparing)
+    arms = [arm for arm in map(find_arm, recipe.arms) if arm.fewest > 1]
+    for arm, part in itertools.product(arms, ("train", "validation", "test")):
+        last = (dataset.size(part) - 1) % recipe.batch_size + 1
+        if last < arm.fewest * spread.size:
+            each = f" in each of {spread.size} processes" if spread.size > 1 else ""
+            raise ValueError(
+                f"{arm.name} needs {arm.fewest} samples in a batch{each}, but the last batch of the "
+                f"{dataset.size(part)} {part} samples has {last}: choose another batch_size than {recipe.batch_size}, "
+                "or leave the arm out."
+            )

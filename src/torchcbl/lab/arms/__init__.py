@@ -31,7 +31,13 @@ _ALL: tuple[Arm, ...] = (
         family="cbl-gate",
     ),
     Loop("no-context", "that anything is fed back at all: z is zero", _SAME, map=ZeroContext),
-    Loop("shuffled-context", "that what is fed back is of this sample: z is another's", _SAME, map=ShuffledContext),
+    Loop(
+        "shuffled-context",
+        "that what is fed back is of this sample: z is another's",
+        _SAME,
+        map=ShuffledContext,
+        fewest=2,
+    ),
     Loop(
         "frozen-context",
         "that feedback is renewed: z stays that of step 0",

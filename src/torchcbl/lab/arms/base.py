@@ -28,6 +28,7 @@ class Arm(ABC):
         isolates: What a difference between `cbl` and this arm is evidence for; a sentence.
         holds_equal: What the two have in common; a sentence.
         oracle: Whether it is told the labels: an upper bound, no competitor.
+        fewest: How many samples a batch must have at least.
 
     Example:
         >>> import torch
@@ -43,6 +44,7 @@ class Arm(ABC):
     isolates: str = ""
     holds_equal: str = ""
     oracle: bool = False
+    fewest: int = 1
 
     @property
     def derived(self) -> tuple[str, int] | None:
