@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from torchcbl.files import write_atomically
+from torchcbl.lab.codec import as_json, from_json
 
 SCHEMA = 1
 
-Kind = TypeVar("Kind")
 Matrix = tuple[tuple[int, ...], ...]
 
 
@@ -112,10 +109,20 @@ class TrialRecord:
     finished: str
     classes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"it has schema {self.schema}, this torchcbl reads schema {SCHEMA}")
+        _check_keys("parameters", self.parameters, ("backbone", "added"))
+        _check_keys("flops", self.flops, ("first", "step", "inference"))
+        _check_keys("seconds", self.seconds, ("training", "total"))
+
     @property
     def name(self) -> str:
         """Name of the run, `<arm>-seed<seed>`: the file and folder names in a study."""
         return run_name(self.arm, self.seed)
+
+
+Kind = TypeVar("Kind", bound=TrialRecord)
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def read_record(path: Path) -> Record:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or of another layout; the message names it and says what to do.
     """
-    return _read(path, _record, "compare")
+    return _read(path, Record, "compare")
 
 
 def read_trial(path: Path) -> TrialRecord:
@@ -172,15 +179,7 @@ def read_trial(path: Path) -> TrialRecord:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, of another layout, or holds a test result, which no sweep may have.
     """
-    return _read(path, _untested, "sweep")
-
-
-def as_json(record: TrialRecord) -> str:
-    """Write a record as JSON, a key to a line, a row of a confusion matrix to a line."""
-    text = json.dumps(_plain(dataclasses.asdict(record)), indent=1, allow_nan=False) + "\n"
-    return re.sub(
-        r"\[\s+(?:\d+,\s+)*\d+\s+\]", lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text
-    )
+    return _read(path, TrialRecord, "sweep")
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -231,104 +230,17 @@ def mean_recall(matrix: Matrix) -> float:
     return math.fsum(recalls) / len(recalls)
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _check_keys(what: str, values: Mapping[str, float], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ValueError(f"{what} lacks {missing}")
 
 
-def _read(path: Path, parse: Callable[[Mapping[str, object]], Kind], command: str) -> Kind:
+def _read(path: Path, kind: type[Kind], command: str) -> Kind:
     try:
-        return parse(_of(dict, json.loads(path.read_bytes()), "the file"))
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        return from_json(kind, path.read_bytes())
+    except ValueError as error:
         raise ValueError(
-            f"record {path} is damaged: {reason}. Delete the file and run the same `torchcbl {command}` again: "
+            f"record {path} is damaged: {error}. Delete the file and run the same `torchcbl {command}` again: "
             "only this run is repeated."
         ) from error
-
-
-def _record(fields: Mapping[str, object]) -> Record:
-    return Record(**vars(_trial(fields)), test=_test(_of(dict, fields["test"], "test")))
-
-
-def _untested(fields: Mapping[str, object]) -> TrialRecord:
-    if "test" in fields:
-        raise ValueError("it holds a test result, which a sweep must not look at")
-    return _trial(fields)
-
-
-def _trial(fields: Mapping[str, object]) -> TrialRecord:
-    if fields["schema"] != SCHEMA:
-        raise ValueError(f"it has schema {fields['schema']!r}, this torchcbl reads schema {SCHEMA}")
-    return TrialRecord(
-        schema=SCHEMA,
-        study=_of(str, fields["study"], "study"),
-        arm=_of(str, fields["arm"], "arm"),
-        seed=_of(int, fields["seed"], "seed"),
-        recipe=_of(dict, fields["recipe"], "recipe"),
-        versions={key: _of(str, item, key) for key, item in _of(dict, fields["versions"], "versions").items()},
-        machine=_of(dict, fields["machine"], "machine"),
-        parameters=_keyed(int, fields["parameters"], "parameters", ("backbone", "added")),
-        flops=_keyed(float, fields["flops"], "flops", ("first", "step", "inference"), optional=("training",)),
-        epochs=tuple(_epoch(item) for item in _of(list, fields["epochs"], "epochs")),
-        seconds=_keyed(float, fields["seconds"], "seconds", ("training", "total")),
-        finished=_of(str, fields["finished"], "finished"),
-        classes=tuple(_of(str, name, "classes") for name in _of(list, fields.get("classes", []), "classes")),
-    )
-
-
-def _epoch(data: object) -> EpochRecord:
-    fields = _of(dict, data, "an epoch")
-    return EpochRecord(
-        epoch=_of(int, fields["epoch"], "epoch"),
-        learning_rate=_of(float, fields["learning_rate"], "learning_rate"),
-        train_loss=_of(float, fields["train_loss"], "train_loss"),
-        validation_loss=_numbers(fields["validation_loss"], "validation_loss"),
-        validation_accuracy=_numbers(fields["validation_accuracy"], "validation_accuracy"),
-        seconds=_of(float, fields["seconds"], "seconds"),
-    )
-
-
-def _test(fields: Mapping[str, object]) -> TestRecord:
-    return TestRecord(
-        n=_of(int, fields["n"], "n"),
-        loss=_numbers(fields["loss"], "loss"),
-        accuracy=_numbers(fields["accuracy"], "accuracy"),
-        confusion=None if fields.get("confusion") is None else _matrices(fields["confusion"]),
-    )
-
-
-def _matrices(value: object) -> tuple[Matrix, ...]:
-    matrices = [_of(list, matrix, "confusion") for matrix in _of(list, value, "confusion")]
-    return tuple(
-        tuple(tuple(_of(int, count, "confusion") for count in _of(list, row, "confusion")) for row in matrix)
-        for matrix in matrices
-    )
-
-
-def _of(kind: type[Kind], value: object, key: str) -> Kind:
-    """Check the kind of a JSON value; where a float is expected, whole numbers pass and null is NaN."""
-    if kind is float and value is None:
-        value = math.nan
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{key} should be of type {kind.__name__}, got {value!r}")
-    return value
-
-
-def _numbers(value: object, key: str) -> tuple[float, ...]:
-    return tuple(_of(float, item, key) for item in _of(list, value, key))
-
-
-def _keyed(
-    kind: type[Kind], value: object, key: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, Kind]:
-    fields = _of(dict, value, key)
-    present = (*names, *(name for name in optional if name in fields))
-    return {name: _of(kind, fields[name], f"{key}.{name}") for name in present}

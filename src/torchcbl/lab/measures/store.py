@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from torchcbl.files import write_atomically
-from torchcbl.lab.measures.codec import as_json, from_json
+from torchcbl.lab.codec import as_json, from_json
 from torchcbl.lab.records import run_name
 
 SCHEMA = 1
+DIGITS = 7
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def write_result(folder: Path, found: Result) -> Path:
         OSError: The disk is full or the folder cannot be written.
     """
     path = result_path(folder, found.about.kind, found.about.run)
-    write_atomically(path, as_json(found))
+    write_atomically(path, as_json(found, DIGITS))
     return path
 
 

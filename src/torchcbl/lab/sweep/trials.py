@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchcbl.files import write_atomically
+from torchcbl.lab.codec import as_json
 from torchcbl.lab.ranks import Rank
 from torchcbl.lab.recipe import differences
-from torchcbl.lab.records import TrialRecord, as_json, read_trial, run_name
+from torchcbl.lab.records import TrialRecord, read_trial, run_name
 from torchcbl.lab.runs import Run, RunState
 from torchcbl.lab.sweep.grid import Setting
 

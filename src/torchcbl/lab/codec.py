@@ -11,26 +11,29 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
-DIGITS = 7
 
 
-def as_json(value: object) -> str:
-    """Write a dataclass as JSON: a key to a line, the innermost lists on one line, numbers to seven digits.
+def as_json(value: object, digits: int | None = None) -> str:
+    """Write a dataclass as JSON: a key to a line, the innermost lists on one line.
 
     A number that is not finite is written as `null` and read back as NaN.
+
+    Args:
+        value: The dataclass.
+        digits: How many significant digits numbers keep; None keeps them as they are.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
         ... class Point:
         ...     name: str
         ...     at: tuple[float, ...]
-        >>> print(as_json(Point("a", (1 / 3, math.inf))), end="")
+        >>> print(as_json(Point("a", (1 / 3, math.inf)), digits=7), end="")
         {
          "name": "a",
          "at": [0.3333333, null]
         }
     """
-    return _text(_plain(value), "") + "\n"
+    return _text(_plain(value, digits), "") + "\n"
 
 
 def from_json(kind: type[Kind], text: str | bytes) -> Kind:
@@ -52,16 +55,20 @@ def _text(value: object, margin: str) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, digits: int | None) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _plain(getattr(value, field.name), digits) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, digits) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, digits) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return _rounded(value, digits) if math.isfinite(value) else None
     return value
+
+
+def _rounded(value: float, digits: int | None) -> float:
+    return value if digits is None else float(f"{value:.{digits}g}")
 
 
 def _read(kind: Any, value: object, key: str) -> Any:
@@ -82,15 +89,18 @@ def _read(kind: Any, value: object, key: str) -> Any:
 def _read_fields(kind: Any, value: object, key: str) -> Any:
     given, hints = _of(dict, value, key), get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(given.keys() - fields.keys())
     missing = sorted(
         name
         for name, field in fields.items()
         if name not in given and field.default is field.default_factory is dataclasses.MISSING
     )
-    if unknown or missing:
-        raise ValueError(f"{key} lacks {missing}" if missing else f"{key} holds unknown {unknown}")
-    return kind(**{name: _read(hints[name], item, name) for name, item in given.items()})
+    if missing:
+        raise ValueError(f"{key} lacks {missing}")
+    found = kind(**{name: _read(hints[name], item, name) for name, item in given.items() if name in fields})
+    unknown = sorted(given.keys() - fields.keys())  # after the dataclass's own checks: of the layout's version, say
+    if unknown:
+        raise ValueError(f"{key} holds unknown {unknown}")
+    return found
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: object, key: str) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from torchcbl.lab.measures.codec import as_json, from_json
+from torchcbl.lab.codec import as_json, from_json
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,13 @@ def test_innermost_lists_stand_on_one_line() -> None:
     assert text.endswith("}\n")
 
 
-def test_numbers_keep_seven_digits_and_nan_is_null() -> None:
-    back = from_json(Inner, as_json(Inner((1 / 3, math.nan, math.inf, 12345678.9))))
+def test_numbers_keep_as_many_digits_as_asked_for_and_nan_is_null() -> None:
+    back = from_json(Inner, as_json(Inner((1 / 3, math.nan, math.inf, 12345678.9)), digits=7))
     assert back.at[0] == pytest.approx(1 / 3, rel=1e-6)
     assert math.isnan(back.at[1])
     assert math.isnan(back.at[2])
     assert back.at[3] == 12345680.0
+    assert from_json(Inner, as_json(Inner((1 / 3,)))) == Inner((1 / 3,))
 
 
 @pytest.mark.parametrize(
