@@ -60,9 +60,13 @@ def beyond(name: str) -> str:
 
 
 def verdict(name: str) -> str:
-    """Write what one study is, how far it has come, and what explains a gain, if there is any."""
-    progress = findings(name).progress.partition(";")[0].rstrip(".") + "."
-    return " ".join([f"**{findings(name).label}.**", progress, *map(overall, controls(name))])
+    """Write what one study is, how far it has come, what explains a gain, if there is any, and what it costs."""
+    found = findings(name)
+    parts = [f"**{found.label}.**", found.progress.partition(";")[0].rstrip(".") + "."]
+    for one in controls(name):
+        cost = found.relative(one.treatment, "inference")
+        parts += [overall(one), f"An answer takes {cost:.2f} times the FLOPs of {found.baseline}'s."]
+    return " ".join(parts)
 
 
 def measures(name: str) -> str:

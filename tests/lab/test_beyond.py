@@ -213,7 +213,7 @@ def test_overall_names_what_may_explain_a_gain() -> None:
         )
     )
     assert text.startswith("The loop gains 1.05 points over standard.")
-    assert "It is not shown to beat no-context (practically equal within 0.5 points)." in text
+    assert "It is not shown to beat no-context (+0.00 points, practically equal within 0.5)." in text
     assert "What no-context has in common with the loop may explain the gain." in text
 
 
@@ -221,9 +221,9 @@ def test_overall_of_a_loop_that_beats_all_and_of_one_that_beats_none() -> None:
     lifted = {"standard": BASE, "wider-params": plus(EQUAL), "cbl": plus(GAINED)}
     found = the(lifted)
     kept = dataclasses.replace(found, controls=tuple(one for one in found.controls if one.name != "loop-free"))
-    assert overall(kept).endswith("It is shown to beat every control it was held against: wider-params.")
+    assert overall(kept).endswith("It is shown to beat every control it was held against: wider-params (+1.05 points).")
     none = overall(the({"standard": BASE, "wider-params": plus(EQUAL), "cbl": plus([-d for d in EQUAL])}))
-    equal = "over standard (practically equal within 0.5 points): there is no gain to explain."
+    equal = "over standard (+0.00 points, practically equal within 0.5): there is no gain to explain."
     assert f"The loop is not shown to gain anything {equal}" in none
     assert "may explain" not in none
     worse = overall(the({"standard": plus(GAINED), "ensemble": plus(GAINED), "cbl": BASE}))
@@ -234,7 +234,8 @@ def test_overall_of_a_loop_that_beats_all_and_of_one_that_beats_none() -> None:
 def test_overall_rules_no_gain_out_that_few_runs_cannot_show() -> None:
     few = overall(the({"standard": BASE[:2], "cbl": plus((1.5, 0.5, 0, 0, 0))[:2]}))
     assert few.startswith(
-        "The loop is not shown to gain anything over standard: a gain is not ruled out either (95% -5.35 to 7.35)."
+        "The loop is not shown to gain anything over standard (+1.00 points): a gain is not ruled out either "
+        "(95% -5.35 to 7.35)."
     )
 
 

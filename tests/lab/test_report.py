@@ -193,7 +193,8 @@ def test_partial_study_names_the_missing_runs(tmp_path: Path) -> None:
     recipe = a_recipe()
     records = [record for record in a_study(recipe) if record.name not in ("cbl-seed1", "cbl-gate-seed0")]
     page = Page(build_report(write_study(tmp_path, recipe, records)).page.read_text("utf-8"))
-    assert "Partial: 4 of 6 runs finished; missing: cbl-seed1, cbl-gate-seed0." in page.text
+    assert "Partial: 4 of 6 runs finished, and its tests are not corrected for looking before the end;" in page.text
+    assert "the end; missing: cbl-seed1, cbl-gate-seed0." in page.text
     assert "Left out: seed 1, finished in only one of the two arms." in page.text
 
 

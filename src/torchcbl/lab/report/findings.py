@@ -118,7 +118,8 @@ class Findings:
         counts = sorted(len(self.runs(arm)) for arm in self.recipe.trained_arms)
         fewest, most, epochs = counts[0], counts[-1], self.recipe.epochs
         seeds = f"{fewest} to {_count(most, 'seed')} an arm" if fewest < most else _count(most, "seed")
-        label = f"{self.recipe.name}: {seeds}, {_count(epochs, 'epoch')}"
+        augmented = ", with random crop and flip" if self.recipe.augment else ""
+        label = f"{self.recipe.name}: {seeds}, {_count(epochs, 'epoch')}{augmented}"
         protocol, note = self.source.protocol, self.source.note
         if protocol is not None and (fewest < protocol[0] or epochs < protocol[1]):
             label += f" (the paper's protocol: {_count(protocol[0], 'seed')}, {_count(protocol[1], 'epoch')})"
@@ -150,7 +151,10 @@ class Findings:
         if not self.missing:
             return f"Complete: all {_count(expected, 'run')} finished."
         finished = expected - len(self.missing)
-        return f"Partial: {finished} of {expected} runs finished; missing: {listed(self.missing)}."
+        return (
+            f"Partial: {finished} of {expected} runs finished, and its tests are not corrected for looking before the "
+            f"end; missing: {listed(self.missing)}."
+        )
 
     @property
     def verdicts(self) -> list[str]:

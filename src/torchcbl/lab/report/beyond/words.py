@@ -118,8 +118,12 @@ def _listed(controls: Sequence[Control]) -> str:
 
 
 def _aside(control: Control) -> str:
-    found = control.practical
-    return f" (practically equal within {found.rope:g} points)" if found is not None and _is_equal(control) else ""
+    """The mean difference in brackets, and whether it is practically none."""
+    mean, found = control.comparison.mean, control.practical
+    if mean is None:
+        return ""
+    equal = f", practically equal within {found.rope:g}" if found is not None and _is_equal(control) else ""
+    return f" ({round(mean, 2) + 0.0:+.2f} points{equal})"  # never -0.00
 
 
 def _is_equal(control: Control) -> bool:
