@@ -5,12 +5,13 @@
 Each pair of comments `<!-- results:NAME -->` and `<!-- /results:NAME -->` holds the tables of `results/NAME`, as
 `torchcbl report` makes them from the records alone; `robustness:NAME` those of `torchcbl robustness`; `beyond:NAME`
 what the loop adds beyond each control; `verdict:NAME` the sentence that sums it up; `measures:NAME` those of `torchcbl
-measure`; `arms:all` the table of arms.
+measure`; `stability:all` what `torchcbl stability` found of all runs that are kept; `arms:all` the table of arms.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from functools import lru_cache
@@ -33,7 +34,7 @@ from torchcbl.lab.report.robustness import tables as noise_tables
 from torchcbl.lab.robustness import Robustness, read_noisy
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls", "evidence")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls", "evidence", "stability")))
 
 
 @lru_cache
@@ -88,6 +89,21 @@ def robustness(name: str) -> str:
     return "\n".join([parts[0], "".join(f"- {sentence}\n" for sentence in sentences(found)), *parts[1:]])
 
 
+def stability(_: str) -> str:
+    """Write what `torchcbl stability` found of each run that is kept."""
+    rows = [
+        "| Run | Samples | Fixed point found | Returns to it | Accuracy at step 0 (%) | at step T | at step 8 | at step 64 |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for path in sorted((ROOT / "results" / "stability").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        by_step = found["validation_accuracy_by_step"]
+        counts = (found["samples"], found["fixed_points_found"], found["settles_locally"])
+        accuracy = (f"{100 * by_step[step]:.1f}" for step in (0, found["trained_steps"], 8, 64))
+        rows.append(f"| {' | '.join((path.stem, *map(str, counts), *accuracy))} |")
+    return "\n".join(rows)
+
+
 def arms(_: str) -> str:
     """Write what each arm isolates and holds equal."""
     rows = ["| Arm | What `cbl` adds beyond it is evidence for | Held equal |", "| :-- | :-- | :-- |"]
@@ -101,6 +117,7 @@ KINDS = {
     "measures": measures,
     "results": results,
     "robustness": robustness,
+    "stability": stability,
     "verdict": verdict,
 }
 

@@ -124,6 +124,22 @@ def test_holm_counts_the_controls_and_those_to_come_but_no_upper_bound() -> None
     assert "cannot say, no seed is finished in both" in sentence(found.controls[-1])
 
 
+def test_released_loops_are_held_against_networks_that_differ_by_one_thing_they_name() -> None:
+    scores = {
+        "as-released-standard": BASE,
+        "as-released-cbl": plus(GAINED),
+        "as-released-standard-no-dropout": plus(EQUAL),
+        "as-released-cbl-dropout": plus(GAINED),
+    }
+    found = {one.treatment: {control.name: control for control in one.controls} for one in beyond(findings(scores))}
+    loop, with_dropout = found["as-released-cbl"], found["as-released-cbl-dropout"]
+    assert set(loop) == {"as-released-standard", "as-released-standard-no-dropout", "as-released-cbl at step 0"}
+    assert loop["as-released-standard"].isolates == "the released comparison: no loop, but dropout"
+    assert loop["as-released-standard-no-dropout"].holds_equal.endswith("dropout (none) with as-released-cbl")
+    assert set(with_dropout) == {"as-released-standard", "as-released-cbl-dropout at step 0"}
+    assert with_dropout["as-released-standard"].holds_equal.endswith("dropout (0.5) with as-released-standard")
+
+
 def test_released_loops_are_treatments_of_their_own_network() -> None:
     scores = {
         "standard": BASE,

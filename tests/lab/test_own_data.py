@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,15 @@ def test_images_of_one_s_own(pictures: Path, tmp_path: Path, capsys: pytest.Capt
     assert "only a run on sound can listen" in capsys.readouterr().err
     assert main(["robustness", str(out), f"--data=images:{pictures}"]) == 2
     assert "comes without recordings of noise" in capsys.readouterr().err
+
+    others = tmp_path / "others"
+    shutil.copytree(pictures, others)
+    (others / "light" / "0.png").write_bytes((others / "dark" / "0.png").read_bytes())
+    for command in (["compare", *changes, f"--out={out}"], ["compare", *changes, "--seeds=2", f"--out={out}"]):
+        assert main([*command, f"--data=images:{others}"]) == 2
+        assert "was made with other data: digest there" in capsys.readouterr().err
+    assert main(["measure", str(out), "--only=clean", f"--data=images:{others}"]) == 2
+    assert "was made with other data: digest there" in capsys.readouterr().err
 
 
 def test_sound_of_one_s_own(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,19 @@ def test_where_no_image_stands_out_students_interval_remains(shares: tuple[int, 
     assert (found.low, found.high) == pytest.approx((student.low, student.high))
 
 
+@pytest.mark.parametrize("of_image", [0.02, 0.1, 0.3])
+def test_new_images_never_make_it_narrower_than_students(of_image: float) -> None:
+    rng = np.random.default_rng(9)
+    for seeds in (2, 3, 4, 5):
+        treatment, baseline = answers(rng, seeds, 1000, 0.1, of_image)
+        found = two_level_interval(treatment, baseline)
+        student = t_interval((100 * (treatment.mean(axis=1) - baseline.mean(axis=1))).tolist())
+        assert found is not None
+        assert student is not None
+        assert found.low <= student.low + 0.01
+        assert found.high >= student.high - 0.01
+
+
 def test_where_seeds_agree_the_images_interval_remains() -> None:
     treatment, baseline = (np.repeat(arm[:1], 5, axis=0) for arm in answers(np.random.default_rng(4), 1, 1000, 0.0))
     found, single = two_level_interval(treatment, baseline), image_interval(treatment[0], baseline[0])

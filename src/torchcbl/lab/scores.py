@@ -11,6 +11,20 @@ from torch.nn import functional as F
 from torchcbl.lab.records import mean_recall
 
 
+def named(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the class that logits (..., B, K) name for samples of the classes (B,): (..., B).
+
+    Logits with a NaN name none, as those of a run that diverged: they count as the class after the sample's own, and so
+    as wrong, where an argmax would call them all class 0.
+
+    Example:
+        >>> named(torch.tensor([[0.1, 0.9], [torch.nan, 0.0], [torch.nan, torch.nan]]), torch.tensor([1, 0, 1]))
+        tensor([1, 1, 0])
+    """
+    wrong = (target + 1) % logits.shape[-1]
+    return torch.where(logits.isnan().any(-1), wrong, logits.argmax(-1))
+
+
 class Scores:
     """Sum up cross entropy and answers by class per step tau; nothing leaves the device until it is asked for.
 
@@ -38,7 +52,7 @@ class Scores:
         stacked = torch.stack(tuple(outputs)).detach()
         losses = torch.stack([F.cross_entropy(y.float(), target, reduction="sum") for y in stacked])
         k = stacked.shape[-1]
-        cells = target * k + stacked.argmax(-1)
+        cells = target * k + named(stacked, target)
         counts = torch.stack([torch.bincount(row, minlength=k * k) for row in cells]).view(-1, k, k)
         self._losses = losses if self._losses is None else self._losses + losses
         self._counts = counts if self._counts is None else self._counts + counts

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.engines.base import Engine, Failure, Plan
@@ -18,6 +18,10 @@ from torchcbl.lab.ranks import Spread
 from torchcbl.lab.recipe import ARM_NAMES, Recipe, differences, read_recipe
 from torchcbl.lab.records import read_records
 from torchcbl.lab.runs import Run, all_runs
+from torchcbl.lab.sources import SOURCES
+
+if TYPE_CHECKING:
+    from torchcbl.lab.data import Dataset
 
 __all__ = ["Failure", "claim", "locked", "prepare", "run_study", "unfinished"]
 
@@ -47,8 +51,8 @@ def run_study(
         The runs that failed; the others are finished.
 
     Raises:
-        ValueError: `out` holds another study, a damaged record, or one that was trained in another number of processes;
-            or `jobs` or a data file is wrong.
+        ValueError: `out` holds another study, one on other data, a damaged record, or one that was trained in another
+            number of processes; or `jobs` or a data file is wrong.
         OSError: `out` cannot be written, the data is not there, or another process is at work in `out`.
     """
     engine = engine or LocalEngine(Plan(jobs))
@@ -58,13 +62,14 @@ def run_study(
             engine.plan.spread.check(Spread.of(record.machine), f"record {record.name} in {out}")
         runs = all_runs(recipe, out, data)
         pending = unfinished(runs)
-        if not pending:
+        if not pending and not SOURCES[recipe.data].own:
             return []
         with display:
             display.begin(len(runs), len(runs) - len(pending))
-            engine.start(len(runs))
-            prepare(recipe, data, display, engine.plan.spread)
-            return engine.work_off(pending, display)
+            if pending:
+                engine.start(len(runs))
+            _keep_identity(out, prepare(recipe, data, display, engine.plan.spread))
+            return engine.work_off(pending, display) if pending else []
 
 
 def unfinished(runs: Sequence[R]) -> list[R]:
@@ -98,6 +103,12 @@ def claim(recipe: Recipe, out: Path) -> None:
     write_atomically(path, merged.as_toml())
 
 
+def _keep_identity(out: Path, dataset: Dataset) -> None:
+    from torchcbl.lab.data.identity import keep_identity
+
+    keep_identity(out, dataset, fresh=not _begun(out))
+
+
 def _begun(out: Path) -> bool:
     return any(out.glob("records/*.json")) or any(out.glob("runs/*/checkpoint.ckpt"))
 
@@ -125,7 +136,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def prepare(recipe: Recipe, data: Path | None, display: Display, spread: Spread) -> None:
+def prepare(recipe: Recipe, data: Path | None, display: Display, spread: Spread) -> Dataset:
     """Load the data once, so that a fault shows once, and what is downloaded or decoded lies ready for the runs.
 
     Raises:
@@ -146,3 +157,4 @@ def prepare(recipe: Recipe, data: Path | None, display: Display, spread: Spread)
                 f"{dataset.size(part)} {part} samples has {last}: choose another batch_size than {recipe.batch_size}, "
                 "or leave the arm out."
             )
+    return dataset

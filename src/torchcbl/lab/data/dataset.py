@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from torchcbl.files import write_atomically
@@ -88,6 +90,10 @@ class Dataset(ABC):
     @abstractmethod
     def size(self, part: str) -> int:
         """Say how many samples "train", "validation" or "test" has."""
+
+    @abstractmethod
+    def raw(self, part: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+        """Return the samples (N, ...) of a part as they were loaded, and their classes (N,)."""
 
     @abstractmethod
     def batches(

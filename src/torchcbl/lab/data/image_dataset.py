@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from torchcbl.lab.data.batches import Batches
 from torchcbl.lab.data.dataset import Dataset, Form
@@ -72,6 +74,11 @@ class ImageDataset(Dataset):
     def size(self, part: str) -> int:
         """See `Dataset.size`."""
         return len(self.images(part))
+
+    def raw(self, part: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+        """See `Dataset.raw`: uint8, (N, C, H, W)."""
+        images = self.images(part)
+        return images.images.numpy(), images.labels.numpy()
 
     def images(self, part: str) -> Images:
         """Return the images of a part by its name."""

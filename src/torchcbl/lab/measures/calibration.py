@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchcbl.lab.scores import named
+
 NUM_BINS = 15
 
 
@@ -115,7 +117,7 @@ def score(logits: Tensor, labels: Tensor) -> StepScores:
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Say which answers are right, (T + 1, N) of booleans; one with a NaN in it is no answer, and wrong."""
-    return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
+    return named(logits, labels) == labels
 
 
 def nll(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torchcbl.lab.measures.store import About, Result, read_result, result_path
 from torchcbl.lab.measures.timing import Timing, time_answers
 from torchcbl.lab.recipe import DERIVED_ARMS
 from torchcbl.lab.records import read_record, record_path, run_name
+from torchcbl.lab.scores import named
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def pack(right: Tensor) -> tuple[str, ...]:
 
 def changed(logits: Tensor, labels: Tensor) -> tuple[Change, ...]:
     """Find what is right at step 0 and wrong at step T, or the other way round; logits are (T + 1, N, K)."""
-    first, last = logits[0].argmax(-1), logits[-1].argmax(-1)
+    first, last = named(logits[0], labels), named(logits[-1], labels)
     places = ((first == labels) != (last == labels)).nonzero()[:, 0]
     return tuple(Change(int(i), int(labels[i]), int(first[i]), int(last[i])) for i in places)
 

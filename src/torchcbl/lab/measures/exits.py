@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchcbl.halting import Agreement, Confidence, Halting, Progress
+from torchcbl.lab.measures.calibration import correct
 
 PROBABILITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 
@@ -56,7 +57,7 @@ def exits(logits: Tensor, labels: Tensor, flops_first: float, flops_step: float)
         ("confidence", p, first, Confidence(p)) for first in (0, 1) for p in PROBABILITIES
     ]
     rules += [("agreement", k, 1, Agreement(k)) for k in range(1, len(logits) - 1)]
-    right, found = logits.argmax(-1) == labels, []
+    right, found = correct(logits, labels), []
     for name, level, first, rule in rules:
         stops = stopping_steps(logits, rule, first)
         steps = float(stops.double().mean())

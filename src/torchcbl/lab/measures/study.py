@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchcbl.lab.data import load_dataset
+from torchcbl.lab.data.identity import check_identity
 from torchcbl.lab.locks import hold
 from torchcbl.lab.machine import num_cores
 from torchcbl.lab.measures import KIND_NAMES
@@ -71,8 +72,8 @@ def measure_study(
 
     Raises:
         FileNotFoundError: There is no study there, no finished run, or no weights of a run that is to be measured.
-        ValueError: A kind or an arm is unknown, no kind fits, a result is damaged, or runs of one study would be
-            measured on different numbers of samples.
+        ValueError: A kind or an arm is unknown, no kind fits, a result is damaged, the data are not those that the runs
+            were trained on, or runs of one study would be measured on different numbers of samples.
         BlockingIOError: Another process measures this study.
     """
     recipe = _recipe(folder)
@@ -92,6 +93,7 @@ def measure_study(
         if tasks:
             _check_weights(tasks)
             ground = Ground(recipe, load_dataset(recipe, data), data, samples)
+            check_identity(folder, ground.dataset)
             unfit |= _prepare({task.kind for task in tasks}, ground, explicit=only is not None)
             _check_fit(kinds, unfit)
             tasks = [task for task in tasks if task.kind not in unfit]

@@ -12,6 +12,7 @@ from typing import Any, cast
 from torchcbl.lab.derived import with_derived
 from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record, run_name
+from torchcbl.lab.report.families import family, treatments
 from torchcbl.lab.report.listing import listed
 from torchcbl.lab.report.roles import is_oracle
 from torchcbl.lab.report.verdict import verdict
@@ -108,9 +109,25 @@ class Findings:
         return next((arm for arm in BASELINES if arm in present), BASELINE)
 
     @cached_property
+    def families(self) -> dict[str, list[Comparison]]:
+        """The treatments that have finished runs, each against all of its controls."""
+        runs = {arm: self.runs(arm) for arm in self.arms}
+        return {treatment: family(treatment, runs, self.recipe.arms) for treatment in treatments(self.arms)}
+
+    @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Every other arm against the baseline, in points of test accuracy."""
-        return compare_arms({arm: self.scores(arm) for arm in self.arms}, self.baseline, self.recipe.arms)
+        """Every other arm against the baseline, in points of test accuracy.
+
+        A treatment's is that of its family, so that it is corrected, and shown or not, in one way; the others are a
+        family of their own.
+        """
+        if self.baseline not in self.arms:
+            return []
+        own = {one.treatment: one for tests in self.families.values() for one in tests if one.baseline == self.baseline}
+        planned = [arm for arm in self.recipe.arms if arm not in {*own, *treatments(self.recipe.arms)}]
+        others = {arm: self.scores(arm) for arm in self.arms if arm not in own}
+        found = own | {one.treatment: one for one in compare_arms(others, self.baseline, planned)}
+        return [found[arm] for arm in self.arms if arm in found]
 
     @property
     def label(self) -> str:
@@ -158,12 +175,14 @@ class Findings:
 
     @property
     def verdicts(self) -> list[str]:
-        """One sentence per comparison, or one that says why there is none."""
+        """One sentence per comparison, or one that says why there is none, and which runs diverged."""
+        diverged = tuple(run.name for run in self.records if not math.isfinite(run.test.loss[-1]))
         if self.baseline not in self.arms:
             return [f"No finished run of the arm {self.baseline}: nothing to compare with."]
         if not self.comparisons:
             return [f"No finished run of another arm than {self.baseline}: nothing to compare it with."]
-        return [verdict(one) + (_ORACLE if is_oracle(one.treatment) else "") for one in self.comparisons]
+        said = [verdict(one) + (_ORACLE if is_oracle(one.treatment) else "") for one in self.comparisons]
+        return [*said, f"Diverged, to a loss that is no finite number: {listed(diverged)}."] if diverged else said
 
     @property
     def costs(self) -> list[str]:

@@ -12,11 +12,14 @@ from torchcbl.files import write_atomically
 from torchcbl.lab.report.drawing import canvas, legend, styled, title
 from torchcbl.lab.report.findings import BASELINE
 from torchcbl.lab.report.looks import colour, marker
+from torchcbl.lab.report.roles import is_oracle
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 from torchcbl.lab.report.tables import NONE, Table, spread
 from torchcbl.lab.robustness import NoisyRun, Robustness
 from torchcbl.lab.sources import SOURCES
-from torchcbl.lab.statistics import Comparison, compare, summarise, t_interval
+from torchcbl.lab.statistics import SIGNIFICANCE, Comparison, compare, summarise, t_interval
+
+_TOLD = "; it is told the labels: an upper bound, no competitor"
 
 
 def write_robustness(found: Robustness, folder: Path) -> Path:
@@ -67,16 +70,20 @@ def sentences(found: Robustness) -> list[str]:
 
 
 def _sentence(found: Robustness, arm: str) -> str:
-    ratios = _ratios(found)
+    ratios, told = _ratios(found), is_oracle(arm)
     results = [(ratio, _compared(found, arm, index)) for index, ratio in enumerate(ratios)]
-    tests = [one.t_test for _, one in results if one.t_test is not None]
-    if not tests:
+    pairs = results[0][1]
+    if all(one.t_test is None for _, one in results):
         return f"{arm} against {BASELINE}: no test possible, which needs two pairs of runs that differ."
-    level = f"at 0.05 over {len(ratios)} ratios (Bonferroni), {results[0][1].n} pairs"
+    rivals = {name for name in (*found.recipe.arms, *found.arms) if name != BASELINE and not is_oracle(name)}
+    arms = 1 if told else len(rivals)
+    over = f"{len(ratios)} ratios" + (f" and {arms} arms" if arms > 1 else "")
+    left_out = f", left out: seed {', '.join(map(str, pairs.unpaired))}" if pairs.unpaired else ""
+    level = f"at 0.05 over {over} (Bonferroni), {pairs.n} pairs{left_out}{_TOLD if told else ''}"
     shown = [
         f"{one.mean:+.2f} points ({ratio})"
         for ratio, one in results
-        if one.t_test is not None and one.t_test.p < 0.05 / len(ratios)
+        if one.t_test is not None and one.t_test.p < SIGNIFICANCE / (len(ratios) * arms)
     ]
     if shown:
         return f"{arm} differs from {BASELINE} by {', '.join(shown)}: {level}."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torchcbl.lab.recipe import DERIVED_ARMS
+
 if TYPE_CHECKING:
     from torchcbl.lab.arms import Arm
 
@@ -44,3 +46,36 @@ def same_network(name: str, other: str) -> bool:
         (True, False)
     """
     return name.startswith(_RELEASED) == other.startswith(_RELEASED)
+
+
+def is_control(name: str, treatment: str) -> bool:
+    """Say whether a loop can be held against an arm: one on its network, no loop, not told the labels, and trained.
+
+    A loop of the released code that has dropout is not held against the released network without: between those two
+    both differ.
+
+    Example:
+        >>> is_control("as-released-standard-no-dropout", "as-released-cbl")
+        True
+        >>> is_control("as-released-standard-no-dropout", "as-released-cbl-dropout")
+        False
+    """
+    if not same_network(name, treatment) or is_loop(name) or is_oracle(name) or name in DERIVED_ARMS:
+        return False
+    return _has_dropout(name) or not _has_dropout(treatment)
+
+
+def described_by(name: str, treatment: str) -> Arm | None:
+    """Find the arm whose text says what a control and a loop have in common; None where this version has none.
+
+    It is the control, but for the released loop that has its baseline's dropout, whose own text says so.
+
+    Example:
+        >>> described_by("as-released-standard", "as-released-cbl-dropout").name
+        'as-released-cbl-dropout'
+    """
+    return arm_of(treatment if _has_dropout(treatment) else name)
+
+
+def _has_dropout(name: str) -> bool:
+    return bool(getattr(arm_of(name), "dropout", False))

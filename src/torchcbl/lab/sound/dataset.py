@@ -60,6 +60,10 @@ class SoundDataset(Dataset):
         """See `Dataset.size`."""
         return len(self.clips[part])
 
+    def raw(self, part: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+        """See `Dataset.raw`: int16, (N, S)."""
+        return self.clips[part].waveforms, self.clips[part].labels.numpy()
+
     def batches(
         self,
         part: str,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from torchcbl.lab.statistics.paired import RESAMPLES
-from torchcbl.lab.statistics.summary import Interval, t_interval
+from torchcbl.lab.statistics.summary import Interval
 
 Numbers = NDArray[np.float64]
 
@@ -81,26 +82,26 @@ def image_interval(
 def two_level_interval(
     treatment: ArrayLike, baseline: ArrayLike, *, resamples: int = RESAMPLES, bootstrap_seed: int = 0
 ) -> Interval | None:
-    """Bound the mean difference for new seeds on new images: a bootstrap over both, crossed, 95%.
+    """Bound the mean difference for new seeds on new images, 95%: Student's t over seeds, a bootstrap over images.
 
-    All seeds answer the same N images, so both are drawn anew, each on its own (the pigeonhole bootstrap: Owen 2007,
-    Annals of Applied Statistics 1). With d[s, i] in {-1, 0, 1}, seed weights w and image weights v of one resample,
-    each summing to 1, and bars for means over what is left out,
+    All seeds answer the same N images, so the two are drawn anew each on its own (crossed, as in the pigeonhole
+    bootstrap: Owen 2007, Annals of Applied Statistics 1). With d[s, i] in {-1, 0, 1}, image weights v of one resample,
+    which sum to 1, bars for means over what is left out, and t of Student's distribution with S - 1 degrees of freedom,
 
-        mean* = mean + k sum_s w[s] (dbar[s] - mean) + sum_i v[i] (dbar[i] - mean)
+        mean* = mean + t sd_s(dbar[s]) / sqrt(S) + sum_i v[i] (dbar[i] - mean)
 
-    Two changes make it fit few seeds. k stretches the part of the seeds, on either side, so that alone it would give
-    Student's interval, since the plain bootstrap is too narrow for few (Hesterberg 2015, The American Statistician
-    69). And the interaction of seed and image, whose variance both parts hold already, is not drawn a third time.
+    Drawing S seeds anew would be too narrow for few (Hesterberg 2015, The American Statistician 69), and would give one
+    of a handful of values; Student's part alone gives Student's interval. The interaction of seed and image, whose
+    variance both parts hold already, is not drawn a third time.
 
-    In simulations of 2 to 10 seeds and 500 to 4000 images it held the true mean in 93% to 100% of 300 trials each:
-    where seeds hardly differ it is wider than it need be. Student's interval over the seeds, which is about these very
-    images, held it in 76% to 98%.
+    It is never narrower than Student's interval. In simulations of 2, 3, 5 and 10 seeds and 500 and 4000 images it held
+    the true mean in 95% to 100% of 300 trials each: where seeds hardly differ it is wider than it need be. Student's
+    interval over the seeds, which is about these very images, held it in 79% to 97%.
 
     Args:
         treatment: Whether each of N images was classified rightly in each of S runs, (S, N) bool.
         baseline: The same of the paired runs of the other arm, on the same images in the same order.
-        resamples: How often seeds and images are drawn anew.
+        resamples: How often the images are drawn anew.
         bootstrap_seed: Of the drawing: the same data give the same interval.
 
     Returns:
@@ -122,21 +123,23 @@ def two_level_interval(
     seeds = len(differences)
     if seeds < 2:
         return None
-    rng = np.random.default_rng(bootstrap_seed)
-    of_seeds = _resample_seeds(differences.mean(axis=1), resamples, rng)
-    return _percentiles(of_seeds + _resample_images(differences, resamples, rng).mean(axis=1))
+    of_images = _resample_images(differences, resamples, np.random.default_rng(bootstrap_seed)).mean(axis=1)
+    scale = float(differences.mean(axis=1).std(ddof=1)) / math.sqrt(seeds)
+    low, high = (_quantile(level, of_images, scale, seeds - 1) for level in (0.025, 0.975))
+    return Interval(low, high)
 
 
-def _resample_seeds(means: Numbers, resamples: int, rng: np.random.Generator) -> Numbers:
-    """Draw S seeds anew and average their deviations, stretched until 95% fill Student's interval: (resamples,)."""
-    seeds = len(means)
-    drawn: Numbers = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) @ (means - means.mean()) / seeds
-    student = t_interval(means.tolist())
-    if student is None:  # the seeds all agree
-        return drawn
-    margin, (low, high) = student.high - float(means.mean()), np.quantile(drawn, (0.025, 0.975))
-    stretched: Numbers = drawn * np.where(drawn < 0, -margin / low, margin / high)
-    return stretched
+def _quantile(level: float, of_images: Numbers, scale: float, degrees: int) -> float:
+    """Return the quantile of e + scale t: e drawn evenly from `of_images`, t from Student's distribution, exactly."""
+    if scale == 0.0:  # the seeds all agree
+        return float(np.quantile(of_images, level))
+    seeds_alone = scale * float(stats.t.ppf(level, degrees))
+    found = optimize.brentq(
+        lambda c: float(stats.t.cdf((c - of_images) / scale, degrees).mean()) - level,
+        seeds_alone + of_images.min() - 0.01 * scale,
+        seeds_alone + of_images.max() + 0.01 * scale,
+    )
+    return float(found)
 
 
 def _differences(treatment: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Numbers:

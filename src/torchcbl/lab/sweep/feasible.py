@@ -13,12 +13,15 @@ from torchcbl.lab.arms import Arm, find_arm
 from torchcbl.lab.arms.base import Shape
 from torchcbl.lab.arms.matched import MATCHED, training_flops
 from torchcbl.lab.data import Form, load_dataset
+from torchcbl.lab.data.identity import keep_identity
 from torchcbl.lab.data.progress import Progress, silent
 from torchcbl.lab.recipe import Recipe
 from torchcbl.lab.sweep.grid import LOOP_KEYS, Setting
 from torchcbl.lab.sweep.plan import Sweep
 
 _DATA_KEYS = ("augment", "masking", "noise", "image_size", "seconds")
+_SHAPING = frozenset({"image_size", "seconds"})
+"""Those that change the samples before any training."""
 
 
 def check_arm(sweep: Sweep, form: Form) -> None:
@@ -120,12 +123,13 @@ class Forms:
 
     Args:
         sweep: What the settings belong to.
+        out: The sweep's folder, which holds runs on these data alone.
         data: Folder of the data set.
         progress: Called during downloads and decoding.
     """
 
-    def __init__(self, sweep: Sweep, data: Path | None, progress: Progress) -> None:
-        self._sweep, self._data, self._progress = sweep, data, progress
+    def __init__(self, sweep: Sweep, out: Path, data: Path | None, progress: Progress) -> None:
+        self._sweep, self._out, self._data, self._progress = sweep, out, data, progress
         self._known: dict[tuple[object, ...], Form] = {}
 
     def __call__(self, setting: Setting) -> Form:
@@ -133,7 +137,11 @@ class Forms:
         recipe = self._sweep.recipe_of(setting)
         key = tuple(getattr(recipe, name) for name in _DATA_KEYS)
         if key not in self._known:
-            self._known[key] = load_dataset(recipe, self._data, self._progress).form
+            dataset = load_dataset(recipe, self._data, self._progress)
+            if not _SHAPING.intersection(self._sweep.keys):
+                fresh = not self._known and not any((self._out / "trials").glob("*.json"))
+                keep_identity(self._out, dataset, fresh)
+            self._known[key] = dataset.form
         return self._known[key]
 
 
@@ -144,7 +152,7 @@ def checked(sweep: Sweep, out: Path, data: Path | None, progress: Progress) -> S
         ValueError: The arm does not fit, no setting can be had, or a data file is wrong.
         OSError: The data is not there.
     """
-    forms = Forms(sweep, data, progress)
+    forms = Forms(sweep, out, data, progress)
     check_arm(sweep, forms(sweep.settings[0]))
     new = [one for one in sweep.settings if not _begun(sweep, out, one)]
     found = replace(sweep, refused=find_refused(sweep, new, forms, progress))

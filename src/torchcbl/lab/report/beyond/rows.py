@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcbl.lab.recipe import DERIVED_ARMS
 from torchcbl.lab.records import run_name
 from torchcbl.lab.report.beyond.answers import read_answers
+from torchcbl.lab.report.families import OWN_FIRST_STEP, own_first_step
 from torchcbl.lab.report.findings import Findings
-from torchcbl.lab.report.roles import arm_of, is_loop, is_oracle, same_network
+from torchcbl.lab.report.roles import arm_of, described_by, is_oracle, same_network
 from torchcbl.lab.statistics import (
     SIGNIFICANCE,
     Comparison,
@@ -22,15 +22,11 @@ from torchcbl.lab.statistics import (
     Plan,
     Practical,
     compare,
-    compare_with_each,
     mcnemar,
     plan,
     practical,
     two_level_interval,
 )
-
-PREFERRED = "cbl"
-OWN_FIRST_STEP = "loop-free"
 
 
 @dataclass(frozen=True)
@@ -97,46 +93,20 @@ def beyond(findings: Findings) -> tuple[Beyond, ...]:
     Returns:
         One entry per treatment that has a finished run; none in a study without a loop.
     """
-    return tuple(_against_controls(findings, treatment) for treatment in _treatments(findings))
-
-
-def _treatments(findings: Findings) -> list[str]:
-    loops = [arm for arm in findings.arms if is_loop(arm)]
-    own = [arm for arm in loops if same_network(arm, PREFERRED)]
-    released = [arm for arm in loops if arm not in own]
-    return [*([PREFERRED] if PREFERRED in own else own[:1]), *released]
+    return tuple(_against_controls(findings, treatment) for treatment in findings.families)
 
 
 def _against_controls(findings: Findings, treatment: str) -> Beyond:
-    own = own_first_step(treatment)
-    names = [arm for arm in dict.fromkeys((*findings.recipe.arms, *findings.arms)) if _is_control(arm, treatment)]
     bounds = [arm for arm in findings.arms if is_oracle(arm) and same_network(arm, treatment)]
     scores = findings.scores(treatment)
-    against = {name: findings.scores(name) for name in names}
-    if _has_steps(findings, treatment):
-        against[own] = {run.seed: 100 * run.test.accuracy[0] for run in findings.runs(treatment)}
-    comparisons = compare_with_each(treatment, scores, against, planned=len(against))
-    controls = [_control(findings, comparison) for comparison in comparisons]
+    controls = [_control(findings, comparison) for comparison in findings.families[treatment]]
     return Beyond(
         treatment,
         tuple(sorted(controls, key=_by_difference)),
         tuple(_described(name, compare(scores, findings.scores(name), names=(treatment, name))) for name in bounds),
-        len(against),
+        len(controls),
         findings.source.noun,
     )
-
-
-def own_first_step(treatment: str) -> str:
-    """Name the treatment's own step 0 as a control."""
-    return OWN_FIRST_STEP if DERIVED_ARMS[OWN_FIRST_STEP] == (treatment, 0) else f"{treatment} at step 0"
-
-
-def _is_control(arm: str, treatment: str) -> bool:
-    return same_network(arm, treatment) and not is_loop(arm) and not is_oracle(arm) and arm not in DERIVED_ARMS
-
-
-def _has_steps(findings: Findings, arm: str) -> bool:
-    return all(len(run.test.accuracy) > 1 for run in findings.runs(arm))
 
 
 def _by_difference(control: Control) -> tuple[bool, float, str]:
@@ -145,7 +115,8 @@ def _by_difference(control: Control) -> tuple[bool, float, str]:
 
 
 def _described(name: str, comparison: Comparison) -> Control:
-    arm = arm_of(OWN_FIRST_STEP if name == own_first_step(comparison.treatment) else name)
+    own = name == own_first_step(comparison.treatment)
+    arm = arm_of(OWN_FIRST_STEP) if own else described_by(name, comparison.treatment)
     if arm is None:
         return Control(name, comparison)
     return Control(name, comparison, isolates=arm.isolates, holds_equal=arm.holds_equal)

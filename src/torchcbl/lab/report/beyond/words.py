@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torchcbl.lab.report.beyond.rows import PREFERRED, Beyond, Control
+from torchcbl.lab.report.beyond.rows import Beyond, Control
+from torchcbl.lab.report.families import PREFERRED
 from torchcbl.lab.report.findings import BASELINES
 from torchcbl.lab.report.verdict import format_p
 from torchcbl.lab.statistics import Comparison, Practical
