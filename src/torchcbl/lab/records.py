@@ -112,9 +112,6 @@ class TrialRecord:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ValueError(f"it has schema {self.schema}, this torchcbl reads schema {SCHEMA}")
-        _check_keys("parameters", self.parameters, ("backbone", "added"))
-        _check_keys("flops", self.flops, ("first", "step", "inference"))
-        _check_keys("seconds", self.seconds, ("training", "total"))
 
     @property
     def name(self) -> str:
@@ -238,9 +235,13 @@ def _check_keys(what: str, values: Mapping[str, float], names: tuple[str, ...]) 
 
 def _read(path: Path, kind: type[Kind], command: str) -> Kind:
     try:
-        return from_json(kind, path.read_bytes())
+        record = from_json(kind, path.read_bytes())
+        _check_keys("parameters", record.parameters, ("backbone", "added"))
+        _check_keys("flops", record.flops, ("first", "step", "inference"))
+        _check_keys("seconds", record.seconds, ("training", "total"))
     except ValueError as error:
         raise ValueError(
             f"record {path} is damaged: {error}. Delete the file and run the same `torchcbl {command}` again: "
             "only this run is repeated."
         ) from error
+    return record
