@@ -34,7 +34,8 @@ from torchcbl.lab.report.robustness import tables as noise_tables
 from torchcbl.lab.robustness import Robustness, read_noisy
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speech", "controls", "evidence", "stability")))
+NAMES = ("speech", "controls", "evidence", "stability")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES))
 
 
 @lru_cache
@@ -92,7 +93,7 @@ def robustness(name: str) -> str:
 def stability(_: str) -> str:
     """Write what `torchcbl stability` found of each run that is kept."""
     rows = [
-        "| Run | Samples | Fixed point found | Returns to it | Accuracy at step 0 (%) | at step T | at step 8 | at step 64 |",
+        "| Run | Samples | Fixed point found | Returns to it | Accuracy at step 0 (%) | step T | step 8 | step 64 |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for path in sorted((ROOT / "results" / "stability").glob("*.json")):
