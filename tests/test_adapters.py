@@ -102,6 +102,25 @@ def test_identity_start(name: str, kind: str, size: tuple[int, ...], dtype: torc
         assert sorted(range(laid.ndim), key=lambda axis: -refined.stride(axis)) == order, layout
 
 
+COUNTS = {  # for D = 5, C = 6, r = 8, M = 4, E = 32
+    "additive": ("r (D + C) + C", 8 * (5 + 6) + 6),
+    "attention": ("M D (D + 1) + E (2 C + 2 D + 3) + C", 4 * 5 * (5 + 1) + 32 * (2 * 6 + 2 * 5 + 3) + 6),
+    "concat": ("C (C + D + 1)", 6 * (6 + 5 + 1)),
+    "film": ("2 C (D + 1)", 2 * 6 * (5 + 1)),
+    "gate": ("C (D + 1)", 6 * (5 + 1)),
+    "recurrent": ("3 C (C + D + 1) + C", 3 * 6 * (6 + 5 + 1) + 6),
+    "token": ("2 M C (D + 1) + C", 2 * 4 * 6 * (5 + 1) + 6),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cost_in_the_docstring_is_what_there_is(name: str) -> None:
+    formula, count = COUNTS[name]
+    adapter = make(name, make_site("tokens"))
+    assert sum(parameter.numel() for parameter in adapter.parameters()) == count
+    assert f"Cost: {formula} parameters" in " ".join(str(type(adapter).__doc__).split())
+
+
 @pytest.mark.parametrize("name", CHANGING)
 def test_without_an_identity_start(name: str) -> None:
     h, z = inputs("map", ())

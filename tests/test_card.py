@@ -74,6 +74,20 @@ def test_the_card_of_a_loop_with_code_of_its_own_says_what_to_pass() -> None:
     assert "| context | 3 features of `logits`, a map of its own |" in text
 
 
+class Sooner(cbl.Tolerance):
+    """A stopping rule of the caller's own."""
+
+
+def test_the_card_of_a_loop_with_a_rule_of_its_own_says_what_to_pass(tmp_path: Path) -> None:
+    net = cbl.ContextLoop(Mlp(), "first", torch.randn(3, 6), halting=Sooner(1e-3))
+    net.save(tmp_path)
+    text = snippet(model_card(net)).replace('folder = "."', f"folder = {str(tmp_path)!r}")
+    assert "# halting: the one it was made with" in text
+    names: dict[str, object] = {"backbone": net.backbone, "halting": Sooner(1e-3)}
+    exec(text, names)
+    assert names["net"].config.settings == net.config.settings
+
+
 def test_the_card_names_dead_adapters() -> None:
     net = cbl.ContextLoop(Mlp(), ["first", "second"], torch.randn(3, 6), schedule="literal", allow_dead=True)
     assert "| `first` | B x 8 | `Film` | DEAD: it cannot move the output |" in model_card(net)

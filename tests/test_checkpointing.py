@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -126,3 +127,53 @@ def test_checkpointing_around_the_loop_changes_nothing(cut: str) -> None:
     again = torch.autograd.grad(checkpoint(net, X, use_reentrant=False).sum(), list(net.parameters()))
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Simple(nn.Module):
+    """A backbone that could be traced, were it not for checkpointing."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.block, self.head = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        h = self.block(h) if self.how == "plain" else checkpoint(self.block, h, use_reentrant=self.how == "reentrant")
+        return self.head(h)
+
+
+def test_a_checkpointed_part_is_not_traced() -> None:
+    assert cbl.ContextLoop(Simple("plain"), "embed", X).plan.kind == "traced"
+    net = cbl.ContextLoop(Simple("frames"), "embed", X)
+    assert net.plan.kind == "replayed"
+    assert net.plan.reason == "its forward uses torch.utils.checkpoint"
+    forward, calls = net.backbone.block[0].forward, []
+    net.backbone.block[0].forward = lambda x: calls.append(1) or forward(x)
+    net(X).sum().backward()
+    assert len(calls) == 6, "each of three passes is computed again in the backward pass"
+
+
+def test_a_site_may_stand_within_a_region() -> None:
+    plain, checkpointed = (gradients(how, ["block.1"], kind=Simple) for how in ("plain", "frames"))
+    for one, other in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "per_step"])
+def test_what_is_computed_again_has_the_statistics_of_its_call(mode: str) -> None:
+    torch.manual_seed(1)
+    start = Deep("plain").double()
+    gradients, fed = [], []
+    for how in ("plain", "frames"):
+        backbone = copy.deepcopy(start)
+        backbone.how = how
+        net = cbl.ContextLoop(backbone, ["block1"], X.double(), cut="replayed", step_norm=mode)
+        torch.manual_seed(2)
+        loss = sum(net.train().refine(x).output.square().sum() for x in (X.double(), 3 * X.double() + 2))
+        before = [value.clone() for value in net.step_norm.buffers()]
+        gradients.append(torch.autograd.grad(loss, list(backbone.parameters())))
+        fed.append([bool((value == old).all()) for value, old in zip(net.step_norm.buffers(), before, strict=True)])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(all(same) for same in fed), "the backward pass has fed statistics"

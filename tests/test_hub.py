@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ from backbones import Mlp, ResidualCnn
 from hub_server import READER, WRITER, HubServer
 from test_card import snippet
 from torchcbl.adapters import Gate
+from torchcbl.gradients import Implicit
 from torchcbl.sharing.card import model_card
 from torchcbl.sharing.hub import from_pretrained, push_to_hub
+from torchcbl.solvers import Anderson
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -200,6 +203,29 @@ def test_code_is_never_downloaded(push: Push, pull: Pull) -> None:
     with pytest.raises(ValueError, match="adapters of the caller's own"):
         pull("me/own", net.backbone)
     assert torch.equal(pull("me/own", net.backbone, adapter=gate, context=context)(x), net(x))
+
+
+class Sooner(cbl.Tolerance):
+    """A stopping rule of the caller's own."""
+
+
+def test_rules_are_taken_by_the_loop_s_own_method(server: HubServer, push: Push, tmp_path: Path) -> None:
+    x = torch.randn(3, 6)
+    net = cbl.ContextLoop(Mlp(), "first", x, halting=Sooner(1e-3))
+    push(net, "me/own")
+    pull = functools.partial(
+        cbl.ContextLoop.from_pretrained, endpoint=server.endpoint, cache_dir=tmp_path / "cache", token=READER
+    )
+    with pytest.raises(ValueError, match=r"a halting of the caller's own.*pass one as load\(..., halting=...\)"):
+        pull("me/own", net.backbone)
+    rules = {"solver": "anderson", "gradient": "implicit", "halting": Sooner(1e-2)}
+    found = pull("me/own", net.backbone, **rules).config.settings
+    assert (found.solver, found.gradient, found.halting) == (Anderson(), Implicit(), Sooner(1e-2))
+
+
+def test_the_loop_s_own_method_takes_all_that_the_function_does() -> None:
+    own, function = (list(inspect.signature(f).parameters) for f in (cbl.ContextLoop.from_pretrained, from_pretrained))
+    assert own == function
 
 
 def test_without_network_the_cache_serves(

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchcbl as cbl
@@ -112,6 +113,75 @@ def test_what_would_see_the_future_is_refused(name: str, options: dict[str, obje
         cbl.ContextLoop(model.build(), model.sites, model.batch(2), **options)  # type: ignore[arg-type]
     model = MODELS["RoBERTa"]
     cbl.ContextLoop(model.build(), model.sites, model.batch(2), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("padded", [slice(0, 3), slice(-3, None)], ids=["left", "right"])
+@pytest.mark.parametrize("adapter", ["attention", "token"])
+def test_an_example_with_padding_is_not_taken_for_a_leak(adapter: str, padded: slice) -> None:
+    model = MODELS["GPT-2"]
+    batch = model.batch(2)
+    mask = torch.ones_like(batch["input_ids"])
+    mask[0, padded] = 0
+    net = cbl.ContextLoop(model.build(), model.sites, {**batch, "attention_mask": mask}, adapter=adapter)
+    assert all(site.causal for site in net.sites)
+
+
+class Heads(nn.Module):
+    """A language model of one attention layer, whose queries (B, N, heads, d) are normalised by head."""
+
+    def __init__(self, causal: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.qkv = nn.Linear(32, 96)
+        self.norm = nn.LayerNorm(8)
+        self.out = nn.Linear(32, 50)
+        self.causal = causal
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        q, k, v = (part.unflatten(-1, (4, 8)) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (part.transpose(1, 2) for part in (self.norm(q), k, v))
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(x + found.transpose(1, 2).flatten(2))
+
+
+class PerHead(cbl.Adapter):
+    """Shifts every head of a position by the context there."""
+
+    def __init__(self, site: cbl.Site, context_dim: int) -> None:
+        super().__init__(site, context_dim)
+        self.linear = nn.Linear(context_dim, site.channels)
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        return h + self.linear(z).unsqueeze(2)
+
+
+IDS = torch.randint(0, 50, (2, 10), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("sites", "options"),
+    [
+        ("norm", {"adapter": "attention"}),
+        ("norm", {"context": cbl.Context(per="sample")}),
+        (["qkv", "norm"], {"adapter": {"qkv": "film", "norm": "attention"}}),
+    ],
+    ids=["attention", "pooled", "beside a causal site"],
+)
+def test_the_future_is_not_seen_at_a_site_of_any_shape(sites: str | list[str], options: dict[str, object]) -> None:
+    way = r"Leave out Context\(per='sample'\), and choose a site whose states have the output's positions, \(B, N, C\)"
+    message = rf"causal at site 'norm', but with feedback its outputs before position \d see what comes later: .*{way}"
+    with pytest.raises(ValueError, match=message):
+        cbl.ContextLoop(Heads(), sites, IDS, **options)  # type: ignore[arg-type]
+    cbl.ContextLoop(Heads(causal=False), sites, IDS, **options)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_what_keeps_a_site_of_four_axes_causal_is_allowed() -> None:
+    net = awaken(cbl.ContextLoop(Heads(), "norm", IDS, adapter=PerHead)).eval()
+    later = torch.cat([IDS[:, :6], (IDS[:, 6:] + 1) % 50], dim=1)
+    torch.testing.assert_close(net(later)[:, :6], net(IDS)[:, :6], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(net(IDS), net.backbone(IDS))
 
 
 def _next(net: cbl.ContextLoop, ids: Tensor) -> Tensor:

@@ -139,3 +139,85 @@ def test_numbers_of_samples_and_broadcast_masks(cut: str, flat: bool) -> None:
     net = awaken(cbl.ContextLoop(Pooling(flat).double(), "site", (x, shared), cut=cut)).eval()
     for mask in (shared, own, shared):
         check(net, x, mask)
+
+
+class Codes(nn.Module):
+    """All samples share the entries of a codebook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.site, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        h = torch.tanh(self.site(torch.tanh(self.embed(x))))
+        return self.head(h + (h @ codes.T).softmax(-1) @ codes)
+
+
+class Classes(Codes):
+    """One answer per class, of which each has an embedding."""
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        return torch.tanh(self.site(torch.tanh(self.embed(x)))) @ codes.T
+
+
+class Weights(Codes):
+    """A weight matrix is passed in."""
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.site(torch.tanh(self.embed(x))))[:, :4] @ codes)
+
+
+def count_samples(net: cbl.ContextLoop) -> list[int]:
+    """Note the size of the batch at each step from here on."""
+    seen: list[int] = []
+    net.context.register_forward_hook(lambda module, args, z: seen.append(len(z)))
+    return seen
+
+
+@pytest.mark.parametrize("cut", ["traced", "replayed"])
+@pytest.mark.parametrize("kind", [Codes, Classes, Weights])
+def test_what_samples_share_may_be_as_long_as_the_batch(kind: type[Codes], cut: str) -> None:
+    x, codes = random(4, 5), random(4, 8, seed=1)
+    net = awaken(cbl.ContextLoop(kind().double(), "site", (x[:3], codes), cut=cut)).eval()
+    seen = count_samples(net)
+    check(net, x, codes)
+    assert set(seen) == {4}, "samples that cannot be taken out stay"
+    if kind is Codes:  # which takes any number of codes
+        seen.clear()
+        check(net, x, random(7, 8, seed=2))
+        assert seen[-4:] == [4, 3, 2, 1], "samples leave where nothing is in doubt"
+        check(net, x, codes)
+
+
+def partly_in_train_mode(part: nn.Module, cut: str) -> cbl.ContextLoop:
+    """A loop in eval mode but for one part, as for samples of dropout."""
+    backbone = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), part, nn.Linear(8, 4)).double()
+    net = awaken(cbl.ContextLoop(backbone, "0", random(4, 5), step_norm="shared", cut=cut)).eval()
+    part.train()
+    return net
+
+
+@pytest.mark.parametrize("cut", ["traced", "replayed"])
+def test_samples_stay_where_noise_is_held(cut: str) -> None:
+    net = partly_in_train_mode(nn.Dropout(0.5), cut)
+    seen, runs = count_samples(net), []
+    for halting in (None, Leaving()):
+        torch.manual_seed(3)
+        with torch.no_grad():
+            runs.append(net.refine(random(4, 5), steps=4, halting=halting))
+    plain, found = runs
+    assert set(seen) == {4}
+    assert found.steps.tolist() == [1, 2, 3, 4]
+    for sample in range(4):
+        torch.testing.assert_close(found.output[sample], plain.outputs[sample + 1][sample], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cut", ["traced", "replayed"])
+def test_samples_stay_where_batch_norm_reads_all_of_them(cut: str) -> None:
+    norm = nn.BatchNorm1d(8)
+    net = partly_in_train_mode(norm, cut)
+    seen = count_samples(net)
+    with torch.no_grad():
+        net.refine(random(4, 5), steps=4, halting=Leaving())
+    assert set(seen) == {4}
+    assert int(norm.num_batches_tracked) == 1, "looking for the samples has fed a batch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import torchcbl as cbl
 from subject import awaken
-from torchcbl.gradients import Implicit, Phantom, Truncated
+from torchcbl.gradients import Gradient, Implicit, Phantom, Truncated
 from torchcbl.halting import Agreement, Halting, Never, Progress, Tolerance
 from torchcbl.sharing.options import describe_option, restore_option
 from torchcbl.solvers import Anderson, Broyden, Newton, Picard, Solver
@@ -209,6 +210,30 @@ def test_weights_on_outputs_without_a_gradient_are_refused() -> None:
     assert all(p.grad is not None for p in net.parameters())
     with torch.no_grad():
         cbl.refinement_loss(net.refine(X), target)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "differentiated"),
+    [
+        ("bptt", [0, 1, 2, 3, 4]),
+        ("checkpointed", [0, 1, 2, 3, 4]),
+        (Truncated(2), [0, 3, 4]),
+        ("phantom", [0, 4]),
+        ("implicit", [0, 4]),
+    ],
+)
+def test_which_outputs_a_rule_differentiates(gradient: str | Gradient, differentiated: list[int]) -> None:
+    r, target = build(gradient=gradient).refine(X, steps=4), torch.zeros(6, dtype=torch.long)
+    assert [step for step, y in enumerate(r.outputs) if y.requires_grad] == differentiated
+    weights = [float(step in differentiated) / len(differentiated) for step in range(5)]
+    cbl.refinement_loss(r, target, weights=weights).backward()
+    if len(differentiated) < 5:
+        message = (
+            "to y_1, which has no gradient: gradient='implicit' and 'phantom' differentiate y_T (and y_0) alone, "
+            "'truncated' its last k outputs (and y_0)."
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            cbl.refinement_loss(r, target)
 
 
 def test_early_finish_keeps_the_weights_of_the_loss() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 
 import torchcbl as cbl
 from backbones import CASES, ResidualCnn
+from subject import awaken
+from torchcbl.halting import Halting, Progress
+from torchcbl.stages.tracing import NotTraceable, trace
 from torchcbl.step_norm import draw_mask
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -154,6 +159,24 @@ def test_masks_are_held(dropout: type[nn.Module], cut: str) -> None:
     assert not torch.equal(net(IMAGES), outputs[-1]), "two calls draw the same mask"
 
 
+def test_leaky_noise_is_held() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.RReLU(0.1, 0.9), nn.Flatten(), nn.Linear(4 * 64, 3))
+    net = cbl.ContextLoop(backbone, "0", IMAGES, steps=3).train()
+    assert net.plan.kind == "replayed"
+    assert "'1' draws random numbers" in net.plan.reason
+    outputs = net.refine(IMAGES).outputs
+    assert torch.equal(outputs[3], outputs[0])
+    assert not torch.equal(net(IMAGES), outputs[0]), "two calls draw the same noise"
+
+
+@pytest.mark.parametrize("kind", [nn.FractionalMaxPool2d, nn.FractionalMaxPool3d])
+def test_pooling_is_traced_only_where_its_regions_are_given(kind: type[nn.Module]) -> None:
+    free, given = kind(2, output_ratio=0.6), kind(2, output_ratio=0.6, _random_samples=torch.rand(6, 3, 2))
+    with pytest.raises(NotTraceable, match="'0' draws random numbers that cannot be held"):
+        trace(nn.Sequential(free), (1, ()), ["0"])
+    assert trace(nn.Sequential(given), (1, ()), ["0"])
+
+
 def test_functional_dropout_is_held() -> None:
     net = cbl.ContextLoop(CASES["branching"].build(), "low", CASES["branching"].example(), step_norm="shared").train()
     r = net.refine(CASES["branching"].example())
@@ -183,3 +206,116 @@ def test_training_a_network_with_batch_norm_and_dropout_leaves_step_zero_alone(c
     assert torch.equal(y0, twin(IMAGES))
     for name, value in net.backbone.state_dict().items():
         assert torch.equal(value, twin.state_dict()[name]), f"{name} was fed by a later step"
+
+
+class Leaving(Halting):
+    """Sample i goes at step i + 1."""
+
+    def done(self, progress: Progress, memory: object) -> tuple[Tensor, object]:
+        when = memory[0] if isinstance(memory, tuple) and memory else torch.arange(1, len(progress.residual) + 1)
+        return progress.step >= when, (when,)
+
+
+class Heads(nn.Module):
+    """Two heads and a loss; batch norm sees each position as a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site, self.norm = nn.Linear(4, 5), nn.BatchNorm1d(5)
+        self.head, self.aux = nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        h = self.site(x)
+        h = torch.tanh(self.norm(h.flatten(0, 1))).reshape(h.shape).mean(1)
+        logits = self.head(h)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits, "aux": self.aux(h)}
+
+
+def with_statistics(positions: int, cut: str, **options: object) -> tuple[cbl.ContextLoop, Tensor, Tensor]:
+    """A loop in eval mode whose batch norm has another mean and variance at each step, and a batch."""
+    generator = torch.Generator().manual_seed(2)
+    x, labels = torch.randn(4, positions, 4, generator=generator).double(), torch.tensor([0, 1, 2, 0])
+    torch.manual_seed(1)
+    net = awaken(cbl.ContextLoop(Heads().double(), "site", (x, labels), cut=cut, steps=4, output="logits", **options))
+    kept = net.step_norm.statistics["norm"]
+    kept.running_mean.copy_(torch.randn(4, 5, generator=generator))
+    kept.running_var.copy_(1 + torch.rand(4, 5, generator=generator))
+    kept.num_batches_tracked.fill_(1)
+    return net.eval(), x, labels
+
+
+@CUTS
+@pytest.mark.parametrize("schedule", ["repropagate", "synchronous"])
+@pytest.mark.parametrize("positions", [1, 3])
+def test_all_that_is_returned_of_a_sample_is_of_its_own_step(positions: int, schedule: str, cut: str) -> None:
+    net, x, labels = with_statistics(positions, cut, schedule=schedule)
+    with torch.no_grad():
+        plain = [net.refine(x, labels, steps=steps).returned for steps in range(1, 5)]
+        found = net.refine(x, labels, halting=Leaving())
+    assert found.steps.tolist() == [1, 2, 3, 4]
+    assert found.evaluations.tolist() == [2, 3, 4, 5]
+    for name in ("logits", "aux"):
+        own = torch.stack([plain[step][name][step] for step in range(4)])
+        torch.testing.assert_close(found.returned[name], own, rtol=1e-10, atol=1e-12)
+    assert torch.equal(found.returned["logits"], found.output)
+    torch.testing.assert_close(found.returned["loss"], F.cross_entropy(found.output, labels))
+
+
+@CUTS
+@pytest.mark.parametrize("mode", ["per_step", "shared", "frozen", "shared_tracked"])
+def test_one_object_for_samples_that_ended_apart_feeds_nothing(mode: str, cut: str) -> None:
+    x, labels = torch.randn(4, 2, 4), torch.tensor([0, 1, 2, 0])
+    net = awaken(cbl.ContextLoop(Heads(), "site", (x, labels), steps=4, step_norm=mode, cut=cut, output="logits"))
+    found = net.train().refine(x, labels, halting=Leaving())
+    assert found.steps.tolist() == [1, 2, 3, 4]
+    assert int(net.backbone.norm.num_batches_tracked) == (5 if mode == "shared_tracked" else 1)
+    for kept in net.step_norm.statistics.values():
+        assert kept.num_batches_tracked.tolist() == [1] * 4
+    assert found.returned["logits"] is found.output
+    found.returned["loss"].backward()
+    assert all(p.grad is not None for p in net.adapters.parameters())
+
+
+def test_a_batch_of_none_has_an_object_too() -> None:
+    net, x, labels = with_statistics(1, "traced")
+    found = net.refine(x[:0], labels[:0], halting=Leaving())
+    assert found.returned["aux"].shape == (0, 2)
+
+
+class Pooled(Heads):
+    """Its batch norm sees one more row than there are samples."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        h = self.site(x)
+        h = torch.tanh(self.norm(torch.cat([h, h.mean(0, keepdim=True).detach() * 0])))[:-1]
+        logits = self.head(h)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits, "aux": self.aux(h)}
+
+
+@CUTS
+def test_rows_of_nobody_have_the_last_step_s_statistics(cut: str) -> None:
+    x, labels = torch.randn(4, 4), torch.tensor([0, 1, 2, 0])
+    net = awaken(cbl.ContextLoop(Pooled(), "site", (x, labels), steps=4, cut=cut, output="logits")).eval()
+    net.step_norm.statistics["norm"].running_mean.copy_(torch.arange(4.0)[:, None].expand(4, 5))
+    net.step_norm.statistics["norm"].num_batches_tracked.fill_(1)
+    with torch.no_grad():
+        plain, found = net.refine(x, labels), net.refine(x, labels, halting=Leaving())
+    own = torch.stack([plain.outputs[step + 1][step] for step in range(4)])
+    torch.testing.assert_close(found.returned["logits"], own)
+    torch.testing.assert_close(found.returned["aux"][3], plain.returned["aux"][3])
+
+
+@CUTS
+def test_frozen_statistics_are_those_of_the_call_in_the_backward_pass_too(cut: str) -> None:
+    torch.manual_seed(1)
+    start = build("frozen", cut, steps=3).double().train()
+    x = torch.randn(8, 4).double()
+    gradients = []
+    for gradient in ("bptt", "checkpointed"):
+        net = copy.deepcopy(start)
+        loss = sum(net.refine(z, gradient=gradient).output.square().sum() for z in (x, 3 * x + 2))
+        moved = net.backbone.norm.running_mean.clone()
+        gradients.append(torch.autograd.grad(loss, list(net.backbone.parameters())))
+        assert torch.equal(net.backbone.norm.running_mean, moved), "the backward pass has fed statistics"
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -53,6 +53,27 @@ def test_round_trip(net: cbl.ContextLoop, folder: Path) -> None:
     assert not torch.equal(net(IMAGES), net.backbone(IMAGES))
 
 
+@pytest.mark.parametrize("include_backbone", [False, True])
+def test_what_is_added_keeps_the_dtype_it_was_saved_in(tmp_path: Path, include_backbone: bool) -> None:
+    x = torch.randn(4, 6).bfloat16()
+    net = cbl.ContextLoop(Mlp().bfloat16(), ["first", "second"], x, adapter={"first": "film", "second": "concat"})
+    net.adapters.float()
+    net.context.float()
+    with torch.no_grad():
+        for parameter in net.adapter_parameters():
+            parameter.normal_(std=0.3)
+    net.save(tmp_path, include_backbone=include_backbone)
+    with torch.inference_mode():
+        again = cbl.load(tmp_path, net.backbone)
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), net.parameters(), strict=True))
+    assert {parameter.dtype for parameter in again.adapter_parameters()} == {torch.float32}
+    assert torch.equal(again(x), net(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(again(x), net(x))
+        again(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in again.adapter_parameters())
+
+
 def test_the_backbone_comes_along_on_request(net: cbl.ContextLoop, folder: Path) -> None:
     net.save(folder, include_backbone=True)
     assert torch.equal(cbl.load(folder, ResidualCnn().eval())(IMAGES), net(IMAGES))

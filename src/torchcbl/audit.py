@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchcbl.adapters import bind
 from torchcbl.backbone.calls import Call, evaluating, synthesise
 from torchcbl.backbone.causality import check_causal
 from torchcbl.backbone.observation import Unfused
@@ -178,13 +179,11 @@ def audit_loop(net: ContextLoop, call: Call) -> Audit:
 
 
 def check_loop_is_causal(net: ContextLoop, call: Call) -> None:
-    """Refuse adapters and contexts that show a causal backbone's positions what comes later; see `check_causal`."""
-    if not any(site.causal for site in net.sites):
-        return
+    """Refuse adapters and contexts that show the positions of a backbone, which is causal, what comes later."""
     steps = net.config.steps or find_schedule(net.config.schedule).min_steps(len(net.sites))
     with torch.inference_mode(False), torch.no_grad(), evaluating(net):
         psi = [_perturbed(adapter) for adapter in net.adapters.values()]
-        check_causal(net.sites, psi, lambda moved: net.run(call.detached(), steps, moved).outputs[-1])
+        check_causal(net.sites, psi, call, lambda given, moved: net.run(given.detached(), steps, moved).outputs[-1])
 
 
 def audit_at_random(net: ContextLoop, known: Audit) -> Audit:
@@ -250,9 +249,11 @@ def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.M
     probes: dict[int, Tensor] = {}
 
     def probed(index: int, adapter: nn.Module) -> Psi:
+        bound = bind([adapter], mask=None, tokens=None)[0]
+
         def psi(h: Tensor, z: Tensor) -> Tensor:
             version = h._version
-            refined: Tensor = adapter(h, z)
+            refined = bound(h, z)
             if h._version != version:
                 raise ValueError(
                     f"{type(adapter).__name__} writes into the hidden state it is given, which later steps need: "

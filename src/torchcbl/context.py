@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from torchcbl.dtypes import in_weights_dtype
+
 
 @dataclass(frozen=True)
 class Context:
@@ -62,7 +64,7 @@ class Context:
 
 
 class ContextMap(nn.Module):
-    """Compute z from y or from a submodule's output.
+    """Compute z from y or from a submodule's output, which is cast to the dtype of the map's weights (not in autocast).
 
     Args:
         context: What to make it from.
@@ -95,7 +97,7 @@ class ContextMap(nn.Module):
             source = source.softmax(dim=-1)
         if self.pool and source.ndim > 2:
             source = _mean_over_positions(source, mask)
-        z: Tensor = self.map(source)
+        z: Tensor = self.map(in_weights_dtype(self.map, source))
         if z.ndim != source.ndim or z.shape[-1] != self.dim:
             raise ValueError(
                 f"the context map returned shape {tuple(z.shape)} for {tuple(source.shape)}, expected (B, {self.dim}) "

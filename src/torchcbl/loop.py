@@ -159,11 +159,16 @@ class ContextLoop(Trainable, Shareable):
         self.sites: tuple[Site, ...] = tuple(
             replace(one.site, causal=causal and has_positions_of(one.site, y)) for one in placed
         )
-        self.context = make_context(context, y, source).to(*placement(backbone, call))
+        device, dtype = placement(backbone, call)
+        read = y.dtype if source is None else source.dtype
+        self.context = make_context(context, y, source).to(device, torch.promote_types(dtype, read))
         modules = build_adapters(adapter, self.sites, context.dim)
         self.adapters = nn.ModuleDict(
-            {module_key(site.name): module for site, module in zip(self.sites, modules, strict=True)}
-        ).to(*placement(backbone, call))
+            {
+                module_key(one.site.name): module.to(device, torch.promote_types(dtype, one.dtype))
+                for one, module in zip(placed, modules, strict=True)
+            }
+        )
         self.backbone_frozen = False
         self.bound: Bound | None = None
         """What `torchcbl.make_contractive` holds the loop to, if it was called."""
@@ -184,7 +189,8 @@ class ContextLoop(Trainable, Shareable):
             part.train(backbone.training)
         self.training = backbone.training
         settings.check_map(self)
-        check_loop_is_causal(self, call.detached())
+        if causal:
+            check_loop_is_causal(self, call.detached())
         self._audit = audit_loop(self, call.detached())
         if self._audit.dead:
             self._audit = audit_at_random(self, self._audit)
@@ -304,11 +310,13 @@ class ContextLoop(Trainable, Shareable):
         own, cut = list(self.adapters.values()), self.cut_for(call)
         with attending(own) as tokens, cut.session():
             g = LoopMap(self, call, cut, own if psi is None else psi, tokens)
-            if self.bound is not None:
-                from torchcbl.theory.contractive import hold  # which few loops need
+            if self.bound is None:
+                yield g
+                return
+            from torchcbl.theory.contractive import held  # which few loops need
 
-                hold(self, call)  # after step 0, which may move statistics
-            yield g
+            with held(self, call):  # after step 0, which may move statistics
+                yield g
 
     def read_output(self, returned: object) -> Tensor:
         """Find y in what the backbone returned, which may be a tuple where it was a dataclass (`return_dict=False`)."""

@@ -24,8 +24,9 @@ def refinement_loss(
 
         L = sum_{tau=0}^{T} lambda_tau * criterion(y_tau, target)                 (Eq. 9)
 
-    Its gradients are those of the loop's gradient rule; with the default, backpropagation through time, all steps are
-    in the graph. A sample that was done early keeps the weights: its last output stands for its remaining steps.
+    Its gradients are those of the loop's gradient rule: "bptt" (the default) and "checkpointed" give one to every
+    output, "truncated" to the last k, "phantom" and "implicit" to y_T alone, and all of them to y_0. A sample that was
+    done early keeps the weights: its last output stands for its remaining steps.
 
     Args:
         refinement: What `net.refine(x)` returned: outputs y_0..y_T.
@@ -83,8 +84,9 @@ def _check_gradients(outputs: Sequence[Tensor], lambdas: Sequence[float]) -> Non
     if lost:
         raise ValueError(
             f"weights give lambda_{lost[0]} = {lambdas[lost[0]]:.3g} to y_{lost[0]}, which has no gradient: "
-            "gradient='implicit', 'phantom' and 'truncated' differentiate y_T (and y_0) alone. Pass weights='last', or "
-            "use gradient='bptt' or 'checkpointed', which differentiate every step."
+            "gradient='implicit' and 'phantom' differentiate y_T (and y_0) alone, 'truncated' its last k outputs (and "
+            "y_0). Give the others no weight, as weights='last' does, or use gradient='bptt' or 'checkpointed', which "
+            "differentiate every step."
         )
 
 

@@ -11,12 +11,12 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from torchcbl.adapters import Attending, bind
 from torchcbl.adapters.joining import attending_again
 from torchcbl.backbone.calls import Call
+from torchcbl.backbone.layout import write_like
 from torchcbl.backbone.masks import real_positions
 from torchcbl.eager import uncompiled
 from torchcbl.gradients import Problem
@@ -24,7 +24,9 @@ from torchcbl.refinement import Path, move, norm
 from torchcbl.schedules import Psi, State, find_schedule
 from torchcbl.settings import Settings
 from torchcbl.solvers.base import Evaluation, Map
+from torchcbl.solvers.iteration import Trace
 from torchcbl.stages import Cut
+from torchcbl.step_norm import CallStatistics, Step
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
@@ -76,6 +78,7 @@ class LoopMap(Map):
         made_from = self.output if self.first.source is None else self.first.source
         self.mask = real_positions(net.backbone, call, made_from, net.context.channel_dim)
         self.psi = bind(psi, self.mask, tokens)
+        self.statistics = CallStatistics(net)
         self.padding: Tensor | None = None
         """Which numbers of s are padding, (B, N); None for none."""
 
@@ -108,7 +111,7 @@ class LoopMap(Map):
         z: Tensor = self.net.context(y if state.source is None else state.source, self.mask)
         return z
 
-    def step(self, z: Tensor, state: State, step: int) -> State:
+    def step(self, z: Tensor, state: State, step: Step) -> State:
         """Compute the state of step tau from the one before."""
         new = self.order.step(self.cut, self.first, state, z, self.psi, self.alpha, step)
         if self.tokens is not None:
@@ -188,7 +191,7 @@ class LoopMap(Map):
         """See `Map.norm`."""
         return super().norm(s if self.padding is None else s.masked_fill(self.padding, 0))
 
-    def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
+    def __call__(self, s: Tensor, step: Step = 1) -> Evaluation:
         """Evaluate G: one step of the loop."""
         c, hidden = self.unpack(s)
         z = c if self.in_z else self.net.context(c, self.mask)
@@ -203,10 +206,22 @@ class LoopMap(Map):
         y = self.unpack(s)[0]
         return Evaluation(s, y, y)
 
+    def take_last_steps_again(self, trace: Trace) -> object:
+        """Return one object of the backbone's own for samples that ended at different steps, y_T in it as it was.
+
+        Each sample's last step is taken again by that step's statistics, and feeds none. So what the backbone makes of
+        the whole batch, as a mean loss, is made of these answers too. Where batch norm normalises by the batch, as in
+        training, it does so by that of these last steps, and y alone is to the last bit what it was.
+        """
+        steps = trace.steps if len(trace.steps) else 1
+        with self.statistics.restored():
+            returned = self(trace.point, steps).returned
+        return write_like(self.net.output_layout, returned, trace.output, self.net.config.output is not None)
+
     def select(self, index: Tensor) -> LoopMap:
         """Return the map of some of the samples."""
         part = copy.copy(self)
-        part.first = self.cut.select(self.first, self.call, index)
+        part.first = self.cut.select(self.first, self.call, index, self.net.read_output)
         part.mask, part.real, part.padding = (
             None if rows is None else rows.index_select(0, index) for rows in (self.mask, self.real, self.padding)
         )
@@ -215,18 +230,13 @@ class LoopMap(Map):
 
     def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Put everything in place again for a step that is computed twice, without feeding statistics twice."""
+        self.statistics.note()
         return nullcontext(), _Again(self._repeating)
 
     @contextmanager
     def _repeating(self) -> Iterator[None]:
-        buffers = [*self.net.step_norm.buffers(), *_statistics(self.net.backbone)]
-        kept = [buffer.clone() for buffer in buffers]
-        try:
-            with self.cut.session(), attending_again(self.tokens):
-                yield
-        finally:
-            for buffer, before in zip(buffers, kept, strict=True):
-                buffer.data.copy_(before)  # past the version counter: the repeated graph has saved these buffers
+        with self.statistics.restored(), self.cut.session(), attending_again(self.tokens):
+            yield
 
 
 class _Again(AbstractContextManager[None]):
@@ -257,12 +267,6 @@ def solve_loop(g: LoopMap, settings: Settings) -> Rollout:
     elif isinstance(g.first.returned, Tensor) and g.first.returned is g.output:
         returned = trace.output
     else:  # the last outputs of samples that ended at different steps, in one object of the backbone's own
-        returned = g(trace.point, max(1, settings.steps)).returned
+        returned = g.take_last_steps_again(trace)
         trace.evaluations = trace.evaluations + 1
-        trace.outputs[-1] = g.net.read_output(returned)
     return Rollout([g.output, *trace.outputs], returned, trace.path())
-
-
-def _statistics(backbone: nn.Module) -> list[Tensor]:
-    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchcbl.adapters import adapter_name
 from torchcbl.stages.base import Cut, FirstPass
+from torchcbl.step_norm import Step
 
 Psi = Callable[[Tensor, Tensor], Tensor]
 """A feedback adapter psi^l(h, z)."""
@@ -60,7 +62,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def step(
-        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: int
+        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: Step
     ) -> State:
         """Compute step tau = `step` from the state at tau - 1."""
 
@@ -83,7 +85,7 @@ class Literal(Schedule):
         return 1
 
     def step(
-        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: int
+        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: Step
     ) -> State:
         """Refine every state, then run the head from the top one."""
         hidden = tuple(refine(adapter, old, old, z, alpha) for adapter, old in zip(psi, state.hidden, strict=True))
@@ -111,7 +113,7 @@ class Repropagate(Schedule):
         return alpha > 0.0
 
     def step(
-        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: int
+        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: Step
     ) -> State:
         """Run the network upwards from the lowest site, refining on the way."""
         hidden: list[Tensor] = []
@@ -122,8 +124,11 @@ class Repropagate(Schedule):
             hidden.append(refine(psi[index], raw, state.hidden[index], z, alpha))
             return hidden[-1]
 
-        passed = cut.rerun(first, visit, step)
-        return State(passed.returned, passed.source, tuple(hidden))
+        try:
+            passed = cut.rerun(first, visit, step)
+            return State(passed.returned, passed.source, tuple(hidden))
+        finally:
+            hidden.clear()  # a checkpointed region keeps `visit`, and must not hold what was made after it
 
 
 class Synchronous(Schedule):
@@ -144,7 +149,7 @@ class Synchronous(Schedule):
         return num_sites
 
     def step(
-        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: int
+        self, cut: Cut, first: FirstPass, state: State, z: Tensor, psi: Sequence[Psi], alpha: float, step: Step
     ) -> State:
         """Compute each stage from the old states and refine what it gives; run the head from the new top state."""
         hidden: list[Tensor] = []
@@ -153,8 +158,11 @@ class Synchronous(Schedule):
             hidden.append(refine(psi[index], raw, state.hidden[index], z, alpha))
             return hidden[-1] if index == len(psi) - 1 else state.hidden[index]
 
-        passed = cut.rerun(first, visit, step)
-        return State(passed.returned, passed.source, tuple(hidden))
+        try:
+            passed = cut.rerun(first, visit, step)
+            return State(passed.returned, passed.source, tuple(hidden))
+        finally:
+            hidden.clear()  # a checkpointed region keeps `visit`, and must not hold what was made after it
 
 
 def refine(adapter: Psi, raw: Tensor, old: Tensor, z: Tensor, alpha: float) -> Tensor:
@@ -166,10 +174,10 @@ def refine(adapter: Psi, raw: Tensor, old: Tensor, z: Tensor, alpha: float) -> T
     """
     new = adapter(raw, z)
     if not isinstance(new, Tensor):
-        raise TypeError(f"{type(adapter).__name__} returned {type(new).__name__}, expected the refined hidden state.")
+        raise TypeError(f"{adapter_name(adapter)} returned {type(new).__name__}, expected the refined hidden state.")
     if new.shape != raw.shape:
         raise ValueError(
-            f"{type(adapter).__name__} returned shape {tuple(new.shape)} for a hidden state of shape "
+            f"{adapter_name(adapter)} returned shape {tuple(new.shape)} for a hidden state of shape "
             f"{tuple(raw.shape)}: an adapter's forward(h, z) must return h's own shape."
         )
     return new if alpha == 0.0 else torch.lerp(new, old, alpha)

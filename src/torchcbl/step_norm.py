@@ -8,7 +8,8 @@ cut needs for that, a replayed one holds all noise (`stages/noise.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +20,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 StepNormMode = Literal["per_step", "shared", "frozen", "shared_tracked"]
 STEP_NORM_MODES: tuple[str, ...] = get_args(StepNormMode)
+Step = int | Tensor
+"""tau >= 1, of all samples, or (B,), each sample's own."""
 
 
 class StepStatistics(nn.Module):
@@ -42,8 +45,10 @@ class StepStatistics(nn.Module):
         counts = torch.zeros(steps, dtype=torch.long, device=norm.running_mean.device)
         self.register_buffer("num_batches_tracked", counts)
 
-    def forward(self, norm: _BatchNorm, x: Tensor, step: int) -> Tensor:
+    def forward(self, norm: _BatchNorm, x: Tensor, step: Step) -> Tensor:
         """Normalise x (B, C, ...) at step tau >= 1 with the affine weights of `norm`."""
+        if isinstance(step, Tensor):
+            return self._at_own_steps(norm, x, step)
         row = min(step, len(self.running_mean)) - 1
         mean, var, count = self.running_mean[row], self.running_var[row], self.num_batches_tracked[row]
         assert norm.running_mean is not None
@@ -55,6 +60,64 @@ class StepStatistics(nn.Module):
         mean = torch.where(count > 0, mean, norm.running_mean)
         var = torch.where(count > 0, var, norm.running_var)
         return F.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+    def _at_own_steps(self, norm: _BatchNorm, x: Tensor, steps: Tensor) -> Tensor:
+        """Normalise each sample at its own step, (B,); in training by the batch, of which nothing is fed."""
+        if norm.training:
+            return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        row = self._rows(steps, len(x))
+        fed = self.num_batches_tracked[row, None] > 0
+        mean = torch.where(fed, self.running_mean[row], norm.running_mean).flatten()
+        var = torch.where(fed, self.running_var[row], norm.running_var).flatten()
+        weight, bias = (None if own is None else own.repeat(len(x)) for own in (norm.weight, norm.bias))
+        channels = x.reshape(1, -1, *x.shape[2:])  # those of each sample by themselves
+        return F.batch_norm(channels, mean, var, weight, bias, False, 0.0, norm.eps).reshape(x.shape)
+
+    def _rows(self, steps: Tensor, count: int) -> Tensor:
+        """Find the row of each of `count` entries; neighbours are of one sample, as after `x.flatten(0, 1)`."""
+        ratio, rest = divmod(count, len(steps))
+        own = steps.max().expand(count) if rest else steps.repeat_interleave(ratio)  # with a rest, whose is unknown
+        return own.clamp(max=len(self.running_mean)) - 1
+
+
+class CallStatistics:
+    """The running statistics of one call, for what is computed again when other calls may have moved them.
+
+    Args:
+        modules: Where batch norms and their `StepStatistics` are.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = modules
+        self._noted: list[tuple[Tensor, Tensor]] | None = None
+
+    def note(self) -> None:
+        """Note the statistics that training feeds, unless that has been done."""
+        if self._noted is None:
+            parts = [part for module in self.modules for part in module.modules()]
+            holders = [part for part in parts if isinstance(part, (_BatchNorm, StepStatistics))]
+            fed = any(part.training for part in holders if isinstance(part, _BatchNorm))
+            buffers = [buffer for part in holders for buffer in part.buffers(recurse=False)] if fed else []
+            self._noted = [(buffer, buffer.clone()) for buffer in buffers]
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Put what was noted in place; at the end, what was there, so that nothing has been fed."""
+        self.note()
+        noted = self._noted or []
+        present = [(buffer, buffer.clone()) for buffer, _ in noted]
+        _put(noted)
+        try:
+            yield
+        finally:
+            _put(present)
+
+
+def _put(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in values:
+        buffer.data.copy_(value)  # past the version counter: a graph may have saved the buffer
 
 
 class StepNorm(nn.Module):
@@ -86,7 +149,7 @@ class StepNorm(nn.Module):
         """Say whether later steps differ from a plain call of this batch norm."""
         return norm.running_mean is not None and self.mode != "shared_tracked"
 
-    def forward(self, name: str, norm: _BatchNorm, x: Tensor, step: int) -> Tensor:
+    def forward(self, name: str, norm: _BatchNorm, x: Tensor, step: Step) -> Tensor:
         """Normalise x (B, C, ...) as the batch norm called `name` at step tau >= 1; only where `applies`."""
         key = module_key(name)
         if key in self.statistics:

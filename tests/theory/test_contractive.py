@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,155 @@ def test_compiled_and_exported() -> None:
             parameter.mul_(2.0)
     torch.testing.assert_close(compiled(X), net(X), rtol=0, atol=1e-12)
     torch.testing.assert_close(net.export().module()(X), net(X), rtol=0, atol=1e-12)
+
+
+RULES = ("bptt", "checkpointed", "truncated", "phantom", "implicit")
+
+
+@pytest.fixture
+def svds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the functions that were called to find a largest singular value."""
+    called: list[str] = []
+
+    def counted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object, **kwargs: object) -> object:
+            called.append(name)
+            return function(*args, **kwargs)
+
+        return run
+
+    for name in ("matrix_norm", "svd"):
+        monkeypatch.setattr(torch.linalg, name, counted(name, getattr(torch.linalg, name)))
+    return called
+
+
+def bounded_layers(net: cbl.ContextLoop) -> list[BoundedLinear]:
+    return [module for module in net.modules() if isinstance(module, BoundedLinear) and module.limit < float("inf")]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_steps_of_a_call_share_their_norms(svds: list[str], trained: bool) -> None:
+    net = build("concat", steps=10)
+    net(X)
+    svds.clear()
+    with torch.set_grad_enabled(trained):
+        net(X)
+    assert len(svds) == len(bounded_layers(net)) == 5
+    net(X)
+    assert len(svds) == 10  # and not with those of another call
+
+
+def plainly_bounded(layer: BoundedLinear) -> Tensor:
+    if layer.limit == float("inf"):
+        return layer.weight
+    norm = torch.linalg.matrix_norm(layer.weight, ord=2)
+    return layer.weight * (layer.limit * (1 - 1e-5) / norm).clamp(max=1.0)
+
+
+def gradients(net: cbl.ContextLoop, rule: str) -> list[Tensor]:
+    net.zero_grad()
+    net.refine(X, gradient=rule).output.square().sum().backward()
+    return [p.grad for p in net.adapter_parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_shared_norms_change_no_gradient(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build("concat", steps=6)
+    found = gradients(net, rule)
+    monkeypatch.setattr(BoundedLinear, "bounded_weight", plainly_bounded)
+    expected = gradients(net, rule)
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.randn(4, 3).double(), 0.1 * torch.randn(3, 4).double(), torch.eye(3).double()]
+)
+def test_a_bounded_layer_has_its_exact_gradient(weight: Tensor) -> None:
+    layer = BoundedLinear(nn.Linear(weight.shape[1], weight.shape[0]).double(), limit=0.9)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    x = torch.randn(5, weight.shape[1]).double()
+
+    def apply(w: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(layer, {"weight": w}, x)
+        return result
+
+    (found,) = torch.autograd.grad(layer(x).pow(3).sum(), layer.weight)
+    expected = torch.nn.functional.linear(x, plainly_bounded(layer), layer.bias).pow(3).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, layer.weight)[0])
+    if not torch.equal(weight, torch.eye(3)):  # where the norm has a kink
+        w = weight.clone().requires_grad_()
+        assert torch.autograd.gradcheck(apply, (w,))
+        assert torch.autograd.gradgradcheck(apply, (w,))
+
+
+def _step(net: cbl.ContextLoop) -> None:
+    for parameter in net.adapter_parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(list(net.adapter_parameters()), lr=0.1).step()
+
+
+def _write_past_versions(net: cbl.ContextLoop) -> None:
+    for parameter in net.adapter_parameters():
+        parameter.data.neg_()
+
+
+def _load(net: cbl.ContextLoop) -> None:
+    added = {name: -0.5 * value for name, value in net.state_dict().items() if name.startswith(("adapters", "context"))}
+    net.load_state_dict(added, strict=False)
+
+
+CHANGES = {"a step": _step, "data": _write_past_versions, "load_state_dict": _load, "to": lambda net: net.float()}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_bounded_anew(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build("concat")
+    with torch.no_grad():
+        before = net(X)
+        CHANGES[change](net)
+        x = X.to(next(net.parameters()).dtype)
+        found = net(x)
+        monkeypatch.setattr(BoundedLinear, "bounded_weight", plainly_bounded)
+        torch.testing.assert_close(found, net(x))
+    assert change == "to" or not torch.allclose(before, found, rtol=1e-3)
+
+
+def test_weights_that_change_within_a_call_are_bounded_anew() -> None:
+    net = build("concat")
+    layer = net.context.map
+    assert isinstance(layer, BoundedLinear)
+    with torch.no_grad(), net.mapped(Call((X,))):
+        first = layer.bounded_weight()
+        assert layer.bounded_weight() is first
+        layer.weight.neg_()
+        torch.testing.assert_close(layer.bounded_weight(), -first, rtol=1e-12, atol=0)
+        layer.limit = 0.1
+        assert torch.linalg.matrix_norm(layer.bounded_weight(), ord=2) <= 0.1
+    assert layer.bounded_weight() is not layer.bounded_weight()
+
+
+def test_threads_and_modes_share_nothing() -> None:
+    net = build("concat", steps=4)
+    expected = net(X)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(net, X) for _ in range(8)]
+    assert all(torch.equal(future.result(), expected) for future in futures)
+    for parameter in net.adapter_parameters():
+        parameter.requires_grad_(False)
+    with torch.inference_mode():
+        net.refine(X, steps=3, solver="newton")  # which differentiates in its midst
+        torch.testing.assert_close(net(X), expected)
+
+
+def test_outputs_of_a_detached_context_can_be_differentiated_one_by_one() -> None:
+    make, options = KINDS["concat"]
+    net = cbl.ContextLoop(make(), example=X, step_norm="frozen", **options, context=cbl.Context(dim=3, detach=True))  # type: ignore[operator,arg-type]
+    awaken(net)
+    for output in cbl.make_contractive(net).freeze_backbone().refine(X).outputs[1:]:
+        output.sum().backward()
 
 
 def own_map(features: int, dim: int) -> nn.Module:

@@ -38,12 +38,12 @@ def test_posterior_bound() -> None:
     assert bound.tolist() == [pytest.approx([1.0, 18.0, math.inf, 0.0])]
 
 
-def swinging(strength: float) -> tuple[cbl.ContextLoop, Tensor]:
+def swinging(strength: float, steps: int = 2) -> tuple[cbl.ContextLoop, Tensor]:
     """A loop whose map of y is near -strength y: it overshoots, which damping cures."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
     x = torch.randn(4, 3).double()
-    net = cbl.ContextLoop(backbone, "0", x, adapter="additive", context=cbl.Context(dim=3))
+    net = cbl.ContextLoop(backbone, "0", x, adapter="additive", context=cbl.Context(dim=3), steps=steps)
     adapter, eye = net.adapters["0"], torch.eye(3).double()
     with torch.no_grad():
         backbone[1].weight.copy_(eye)
@@ -107,6 +107,17 @@ def test_the_penalty_without_gradients_is_a_number() -> None:
     with torch.no_grad():
         assert not jacobian_penalty(net, x).requires_grad
     assert jacobian_penalty(net, x).requires_grad
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_what_the_penalty_costs_is_what_its_docstring_says(steps: int) -> None:
+    net, x = swinging(0.9, steps)
+    evaluated: list[bool] = []
+    net.backbone.get_submodule("1").register_forward_hook(lambda *_: evaluated.append(torch.is_grad_enabled()))
+    jacobian_penalty(net, x)
+    assert evaluated[1:] == [*[False] * (steps - 1), True]  # the first is y_0
+    said = " ".join(str(jacobian_penalty.__doc__).split())
+    assert "Besides y_0 it costs T - 1 evaluations without gradients, one with," in said
 
 
 def test_the_penalty_is_the_frobenius_norm() -> None:

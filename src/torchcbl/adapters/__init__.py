@@ -3,7 +3,15 @@
 from torchcbl.adapters.additive import Additive
 from torchcbl.adapters.attention import Attention
 from torchcbl.adapters.base import Adapter, AdapterChoice, AdapterFactory
-from torchcbl.adapters.build import ADAPTERS, CUSTOM, bind, build_adapters, describe_adapters, restore_adapters
+from torchcbl.adapters.build import (
+    ADAPTERS,
+    CUSTOM,
+    adapter_name,
+    bind,
+    build_adapters,
+    describe_adapters,
+    restore_adapters,
+)
 from torchcbl.adapters.concat import Concat
 from torchcbl.adapters.film import Film
 from torchcbl.adapters.gate import Gate
@@ -25,6 +33,7 @@ __all__ = [
     "Gate",
     "Recurrent",
     "Token",
+    "adapter_name",
     "attending",
     "bind",
     "build_adapters",

@@ -18,8 +18,8 @@ class Attention(Adapter):
 
     Each position picks for itself what it takes from the context, so it suits sequences and feature maps whose
     positions differ. Where z has positions they all are tokens, those that the call's `attention_mask` admits; in a
-    causal network a position sees the tokens of that and earlier ones. Cost: C (2 E) + 2 D E + M D^2 parameters (E is
-    `width`), and per position of h 2 C E + 2 E P M multiply-adds, P being the positions of z.
+    causal network a position sees the tokens of that and earlier ones. Cost: M D (D + 1) + E (2 C + 2 D + 3) + C
+    parameters (E is `width`), and per position of h 2 C E + 2 E P M multiply-adds, P being the positions of z.
 
     Args:
         site: Where it stands.

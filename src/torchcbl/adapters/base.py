@@ -16,7 +16,9 @@ class Adapter(nn.Module, ABC):
 
         h' = psi(h, z)
 
-    Any nn.Module with this forward serves; this class is for those who want the signature checked.
+    Any nn.Module with this forward serves; this class is for those who want the signature checked. Where its weights
+    have one dtype and h or z another, a loop hands it both in its own, and takes h' in h's; `torch.autocast` is left to
+    choose by itself.
 
     Args:
         site: Where it stands: name, shape and channel axis of h.

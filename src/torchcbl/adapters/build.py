@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from torchcbl.adapters.additive import Additive
@@ -20,6 +21,7 @@ from torchcbl.adapters.recurrent import Recurrent
 from torchcbl.adapters.token import Token
 from torchcbl.backbone.names import matches_glob
 from torchcbl.backbone.site import Site
+from torchcbl.dtypes import autocast_chooses, weights_dtype
 
 Psi = Callable[..., Tensor]
 ADAPTERS: dict[str, AdapterFactory] = {
@@ -59,12 +61,34 @@ def build_adapters(choice: AdapterChoice, sites: Sequence[Site], context_dim: in
 
 
 def bind(adapters: Iterable[Psi], mask: Tensor | None, tokens: Attending | None) -> list[Psi]:
-    """Give the call's mask to those adapters that want it, and let no tokens outlive the next site."""
-    bound = [
-        functools.partial(adapter, mask=mask) if mask is not None and getattr(adapter, "wants_mask", False) else adapter
-        for adapter in adapters
-    ]
+    """Give adapters the call's mask, if they want it, and h and z in their weights' dtype; no tokens outlive a site."""
+    bound = [_in_own_dtype(adapter, _masked(adapter, mask)) for adapter in adapters]
     return bound if tokens is None else [parting(adapter, tokens) for adapter in bound]
+
+
+def _masked(adapter: Psi, mask: Tensor | None) -> Psi:
+    wanted = mask is not None and getattr(adapter, "wants_mask", False)
+    return functools.partial(adapter, mask=mask) if wanted else adapter
+
+
+def _in_own_dtype(adapter: Psi, run: Psi) -> Psi:
+    """Let an adapter, run as `run`, compute in the dtype of its weights; h' has h's own."""
+    dtype = weights_dtype(adapter)
+    return run if dtype is None else functools.partial(_cast, run=run, dtype=dtype)
+
+
+def _cast(h: Tensor, z: Tensor, run: Psi, dtype: torch.dtype) -> Tensor:
+    if h.dtype == z.dtype == dtype or autocast_chooses(h):
+        return run(h, z)
+    refined = run(h.to(dtype), z.to(dtype))
+    return refined.to(h.dtype) if isinstance(refined, Tensor) else refined  # which `refine` refuses by name
+
+
+def adapter_name(psi: Psi) -> str:
+    """Name the class of an adapter, also of one that is bound."""
+    while isinstance(psi, functools.partial):
+        psi = psi.keywords.get("run", psi.func)
+    return type(psi).__name__
 
 
 CUSTOM = "custom"

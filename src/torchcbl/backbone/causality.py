@@ -13,8 +13,8 @@ from torchcbl.backbone.observation import eagerly
 from torchcbl.backbone.site import Site
 from torchcbl.schedules import Psi
 
-Run = Callable[[Sequence[Psi]], Tensor]
-"""Runs the loop with the given adapters and returns y_T."""
+Run = Callable[[Call, Sequence[Psi]], Tensor]
+"""Runs the loop on a call with the given adapters and returns y_T."""
 
 
 def is_causal(backbone: nn.Module, call: Call, layout: Layout, output: Tensor) -> bool:
@@ -22,7 +22,69 @@ def is_causal(backbone: nn.Module, call: Call, layout: Layout, output: Tensor) -
 
     Found by trying: the input is changed from some position on, and the output before it must not move.
     """
-    values = [*enumerate(call.args), *call.kwargs.items()]
+    changes = _changes(call, output)
+    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly():
+        return bool(changes) and all(
+            _unmoved(layout.read(changed.run(backbone))[:, :begin], output[:, :begin]) for begin, changed in changes
+        )
+
+
+def has_positions_of(site: Site, output: Tensor) -> bool:
+    """Say whether h at a site runs over the output's positions."""
+    if output.ndim != 3 or len(site.shape) != 3 or output.shape[1] < 2:
+        return False
+    return site.shape[3 - site.channel_dim] == output.shape[1]
+
+
+def check_causal(sites: Sequence[Site], psi: Sequence[Psi], call: Call, run: Run) -> None:
+    """Refuse a loop around a causal network in which an adapter or the context shows a position what comes later.
+
+    Found as in `is_causal`, with one adapter at a time; so the shape of a site's states does not matter.
+
+    Args:
+        sites: The sites.
+        psi: Adapters that are not the identity, since that shows nothing.
+        call: The example, for which the backbone is causal.
+        run: Runs the loop.
+
+    Raises:
+        ValueError: There is one; the message names its site.
+    """
+    for index, site in enumerate(sites):
+        alone = [adapter if other == index else _keep for other, adapter in enumerate(psi)]
+        calm = run(call, alone)
+        for begin, changed in _changes(call, calm):
+            if not _unmoved(run(changed, alone)[:, :begin], calm[:, :begin]):
+                raise ValueError(_message(site, begin))
+
+
+def _message(site: Site, begin: int) -> str:
+    way = (
+        "let an adapter use site.causal to mask what is later"
+        if site.causal
+        else "choose a site whose states have the output's positions, (B, N, C)"
+    )
+    return (
+        f"the backbone is causal at site '{site.name}', but with feedback its outputs before position {begin} see what "
+        "comes later: an adapter or the context map mixes positions, or the context is pooled over them. Leave out "
+        f"Context(per='sample'), and {way}."
+    )
+
+
+def _keep(h: Tensor, z: Tensor) -> Tensor:
+    """The adapter that does nothing."""
+    del z
+    return h
+
+
+def _changes(call: Call, output: Tensor) -> list[tuple[int, Call]]:
+    """The call with its sequence changed from a position on, for a few positions; none where it has no such sequence.
+
+    A sequence is an argument, no mask, with the samples and positions of y (B, N, K).
+    """
+    if output.ndim != 3 or output.shape[1] < 2:
+        return []
+    values: list[tuple[int | str, object]] = [*enumerate(call.args), *call.kwargs.items()]
     sequences = [
         key
         for key, value in values
@@ -31,84 +93,26 @@ def is_causal(backbone: nn.Module, call: Call, layout: Layout, output: Tensor) -
         and value.shape[:2] == output.shape[:2]
         and "mask" not in str(key)
     ]
-    if output.ndim != 3 or output.shape[1] < 2 or not sequences:
-        return False
-
-    def changed(begin: int) -> Call:
-        copies = call.detached()
-        args = tuple(_change(v, begin) if i == sequences[0] else v for i, v in enumerate(copies.args))
-        return Call(args, {k: _change(v, begin) if k == sequences[0] else v for k, v in copies.kwargs.items()})
-
-    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly():
-        return all(
-            _unmoved(layout.read(changed(begin).run(backbone))[:, :begin], output[:, :begin])
-            for begin in _beginnings(output)
-        )
+    last = output.shape[1] - 1
+    beginnings = sorted({1, (last + 1) // 2, last})
+    return [(begin, _changed(call, sequences[0], begin)) for begin in beginnings] if sequences else []
 
 
-def has_positions_of(site: Site, output: Tensor) -> bool:
-    """Say whether h at a site runs over the output's positions."""
-    return _position_axis(site, output) is not None
-
-
-def check_causal(sites: Sequence[Site], psi: Sequence[Psi], run: Run) -> None:
-    """Refuse a loop around a causal network in which an adapter or the context shows a position what comes later.
-
-    Args:
-        sites: The sites.
-        psi: Adapters that are not the identity, since that shows nothing.
-        run: Runs the loop with the adapters it is given.
-
-    Raises:
-        ValueError: There is one; the message names its site.
-    """
-    calm = run(psi)
-    for index, site in enumerate(sites):
-        axis = _position_axis(site, calm) if site.causal else None
-        for begin in _beginnings(calm) if axis is not None else ():
-            assert axis is not None
-            disturbed = list(psi)
-            disturbed[index] = _then_disturb(psi[index], axis, begin)
-            if not _unmoved(run(disturbed)[:, :begin], calm[:, :begin]):
-                raise ValueError(
-                    f"the backbone is causal at site '{site.name}', but with feedback its outputs before position "
-                    f"{begin} "
-                    "see what comes later: an adapter or the context map mixes positions, or the context is pooled "
-                    "over "
-                    "them. Leave out Context(per='sample'), and let an adapter use site.causal to mask what is later."
-                )
+def _changed(call: Call, name: int | str, begin: int) -> Call:
+    copies = call.detached()
+    args = tuple(_change(value, begin) if key == name else value for key, value in enumerate(copies.args))
+    return Call(args, {key: _change(value, begin) if key == name else value for key, value in copies.kwargs.items()})
 
 
 def _change(value: object, begin: int) -> object:
     """Put other tokens, or noise, from position `begin` on."""
     assert isinstance(value, Tensor)
     if value.is_floating_point():
-        return _disturb(value, 1, begin)
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+        noise[:, :begin] = 0
+        return value + noise
     other = torch.where(value == 0, 1, 0).to(value.dtype)  # which any vocabulary has
     return torch.cat([value[:, :begin], other[:, begin:]], dim=1)
-
-
-def _then_disturb(adapter: Psi, axis: int, begin: int) -> Psi:
-    return lambda h, z: _disturb(adapter(h, z), axis, begin)
-
-
-def _disturb(h: Tensor, axis: int, begin: int) -> Tensor:
-    noise = torch.randn(h.shape, generator=torch.Generator().manual_seed(0)).to(h)
-    noise.narrow(axis, 0, begin).zero_()
-    return h + noise
-
-
-def _position_axis(site: Site, output: Tensor) -> int | None:
-    """The axis of h that runs over the output's positions, if there is one."""
-    if output.ndim != 3 or len(site.shape) != 3 or output.shape[1] < 2:
-        return None
-    axis = 3 - site.channel_dim
-    return axis if site.shape[axis] == output.shape[1] else None
-
-
-def _beginnings(output: Tensor) -> list[int]:
-    last = output.shape[1] - 1
-    return sorted({1, (last + 1) // 2, last})
 
 
 def _unmoved(some: Tensor, others: Tensor) -> bool:

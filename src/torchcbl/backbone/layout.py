@@ -100,8 +100,17 @@ def read_like(layout: Layout, output: object, named: bool) -> Tensor:
     Raises:
         TypeError: There is none.
     """
+    return _find_like(layout, output, named)[1]
+
+
+def write_like(layout: Layout, output: object, tensor: Tensor, named: bool) -> object:
+    """Return the output with another tensor in the place of the one that `read_like` reads."""
+    return _find_like(layout, output, named)[0].write(output, tensor)
+
+
+def _find_like(layout: Layout, output: object, named: bool) -> tuple[Layout, Tensor]:
     try:
-        return layout.read(output)
+        return layout, layout.read(output)
     except (TypeError, LookupError, AttributeError, AssertionError) as error:
         found = None if named else find_layout(output)
         if found is None:
@@ -110,7 +119,7 @@ def read_like(layout: Layout, output: object, named: bool) -> Tensor:
                 "it "
                 "as in the example, or name y, output='...'."
             ) from error
-        return found.read(output)
+        return found, found.read(output)
 
 
 def _names(output: object) -> list[Key]:

@@ -83,10 +83,11 @@ def sites(backbone: nn.Module, example: Example | None = None) -> list[str]:
 
 @dataclass(frozen=True)
 class Placed:
-    """A site, and where its hidden state stands in what the submodule returns."""
+    """A site, where its hidden state stands in what the submodule returns, and that state's dtype for the example."""
 
     site: Site
     layout: Layout
+    dtype: torch.dtype
 
 
 def build_sites(backbone: nn.Module, names: Sequence[str], call: Call, channel_dim: int | None) -> list[Placed]:
@@ -235,7 +236,8 @@ def _check_not_compiled(backbone: nn.Module, name: str) -> None:
 def _place(
     backbone: nn.Module, name: str, observed: Observation, layout: Layout, call: Call, channel_dim: int | None
 ) -> Placed:
-    shape = tuple(layout.read(observed.output).shape)
+    hidden = layout.read(observed.output)
+    shape = tuple(hidden.shape)
     axis = channel_dim
     if axis is None:
         leaf = observed.leaf
@@ -248,4 +250,4 @@ def _place(
             f"channel_dim={axis} is no axis of site '{name}', whose output has shape {shape}: expected 1 to "
             f"{len(shape) - 1} (axis 0 is the batch), or -1 for the last."
         )
-    return Placed(Site(name, shape, axis % len(shape)), layout)
+    return Placed(Site(name, shape, axis % len(shape)), layout, hidden.dtype)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from torchcbl.adapters import CUSTOM
+from torchcbl.sharing.options import describe_option
 from torchcbl.sharing.storage import added_state
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def _snippet(net: ContextLoop, repo_id: str | None, include_backbone: bool) -> s
     if net.config.custom_context:
         lines.append("# context: the torchcbl.Context it was made with, whose map's code is not in the files")
         given += ", context=context"
+    for name in ("solver", "gradient", "halting"):
+        if describe_option(getattr(net.config.settings, name)) == CUSTOM:
+            lines.append(f"# {name}: the one it was made with, whose code is not in the files")
+            given += f", {name}={name}"
     if repo_id is None:
         lines += ['folder = "."  # where this file is', f"net = torchcbl.load(folder, backbone{given})"]
     else:

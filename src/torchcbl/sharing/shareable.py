@@ -10,6 +10,8 @@ from torch import nn
 from torchcbl.adapters import AdapterChoice
 from torchcbl.backbone.calls import Example
 from torchcbl.context import Context
+from torchcbl.halting import Halting
+from torchcbl.settings import GradientChoice, SolverChoice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,8 +80,15 @@ class Shareable:
         endpoint: str | None = None,
         adapter: AdapterChoice | None = None,
         context: Context | None = None,
+        solver: SolverChoice | None = None,
+        gradient: GradientChoice | None = None,
+        halting: Halting | None = None,
     ) -> ContextLoop:
-        """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.sharing.hub.from_pretrained`."""
+        """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.sharing.hub.from_pretrained`.
+
+        `solver`, `gradient` and `halting` take the place of those it was saved with, as `torchcbl.load` does; one of
+        the caller's own must be passed, since code is never downloaded.
+        """
         from torchcbl.sharing.hub import from_pretrained
 
         return from_pretrained(
@@ -91,4 +100,7 @@ class Shareable:
             endpoint=endpoint,
             adapter=adapter,
             context=context,
+            solver=solver,
+            gradient=gradient,
+            halting=halting,
         )

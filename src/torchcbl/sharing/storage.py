@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from torchcbl.adapters import CUSTOM, AdapterChoice, restore_adapters
@@ -70,7 +71,7 @@ def load(
     """Put a saved loop around a backbone.
 
     The backbone must be the one it was saved with, tensor for tensor; when its weights were saved too, they are
-    loaded into it and only names, dtypes and shapes must agree.
+    loaded into it and only names, dtypes and shapes must agree. What the loop adds has the dtypes it was saved in.
 
     Args:
         folder: What `net.save` wrote.
@@ -131,6 +132,7 @@ def load(
         cut=loop["cut"],
         allow_dead=True,
     )
+    _take_dtypes(net, added)
     advice = "Pass the adapter and the context that it was saved with."
     refuse("the loop", differences(manifest["added"], inventory(added_state(net)), digests=False), advice)
     missing, unexpected = net.load_state_dict(added, strict=False)
@@ -143,6 +145,14 @@ def load(
 
         make_contractive(net, loop["contractive"])
     return net
+
+
+@torch.inference_mode(False)  # as a loop is built
+def _take_dtypes(net: ContextLoop, saved: Mapping[str, Tensor]) -> None:
+    """Convert what a loop adds, which was built to fit its backbone, to the floating-point dtypes it was saved in."""
+    for name, value in net.state_dict(keep_vars=True).items():
+        if name in saved and value.is_floating_point() and saved[name].is_floating_point():
+            value.data = value.data.to(saved[name].dtype)
 
 
 def _check_whole(net: ContextLoop) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -15,9 +15,12 @@ from torchcbl.backbone.calls import Call
 from torchcbl.backbone.layout import Layout
 from torchcbl.solvers.base import NotSelectableError
 from torchcbl.stages.selection import Rules, learn, select
+from torchcbl.step_norm import Step
 
 Visit = Callable[[int, Tensor], Tensor]
 """Called as visit(l, raw) when site l has been computed; what it returns is the h^(l) the network goes on with."""
+Read = Callable[[object], Tensor]
+"""Finds y, the batch first, in what the backbone returned."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,12 @@ class Cut(ABC):
                 )
 
     def has_hooks(self) -> bool:
-        """Say whether the backbone or a submodule has forward hooks now."""
-        modules = (self.backbone, *(child for _, _, child in self._tree if child is not None))
-        return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        """Say whether the backbone or a submodule has hooks on its call or its gradient now."""
+        return any(map(has_hooks, self._modules()))
+
+    def _modules(self) -> Iterator[nn.Module]:
+        yield self.backbone
+        yield from (child for _, _, child in self._tree if child is not None)
 
     @abstractmethod
     def replayed_modules(self) -> dict[str, nn.Module]:
@@ -124,28 +130,40 @@ class Cut(ABC):
     def first(self, call: Call) -> FirstPass:
         """Run the whole backbone once (step 0) and keep what `rerun` needs."""
 
-    def select(self, first: FirstPass, call: Call, index: Tensor) -> FirstPass:
+    def select(self, first: FirstPass, call: Call, index: Tensor, read: Read) -> FirstPass:
         """Take samples out of step 0 of a call, given their indices (b,).
 
         Raises:
-            NotSelectableError: The batch of this backbone cannot be taken apart.
+            NotSelectableError: The batch of this backbone cannot be taken apart, or a part of it is in train mode,
+                where noise is drawn for the whole batch and batch norm reads all of it.
         """
+        if any(module.training for module in self._modules()):
+            raise NotSelectableError
         batch, kept = len(first.states[0]), self.kept(first)
         if self._selection is not None:
             try:
                 return self.with_kept(first, select(kept, self._selection, index, batch))
             except NotSelectableError:  # a call of another form
                 pass
-        self._selection = rules = self._learn_selection(first, call, batch)
+        self._selection = rules = self._learn_selection(first, call, batch, read)
         return self.with_kept(first, select(kept, rules, index, batch))
 
-    def _learn_selection(self, first: FirstPass, call: Call, batch: int) -> Rules:
-        """Run step 0 on half of the batch and see where its samples are; a batch of one cannot tell."""
+    def _learn_selection(self, first: FirstPass, call: Call, batch: int, read: Read) -> Rules:
+        """Run step 0 on half of the batch and see where its samples are; a batch of one cannot tell.
+
+        An argument that all samples share and that is as long as the batch by chance, as a codebook, is halved with it.
+        What comes of that is an error or another y, and then nothing is learnt.
+        """
         if batch < 2 or call.batch_size() != batch:
             raise NotSelectableError
         index = torch.arange(batch, device=first.states[0].device).roll(1)[: batch - batch // 2]  # in no natural order
         with torch.no_grad():
-            part = self.first(call.selected(index))
+            try:
+                part = self.first(call.selected(index))
+                y = read(part.returned)
+            except Exception as error:  # the backbone's own, of any kind
+                raise NotSelectableError from error
+            learn(read(first.returned), y, index, batch)
             return learn(self.kept(first), self.kept(part), index, batch)
 
     @abstractmethod
@@ -157,7 +175,7 @@ class Cut(ABC):
         """Return step 0 with something else in the place of what `kept` returned."""
 
     @abstractmethod
-    def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:
+    def rerun(self, first: FirstPass, visit: Visit, step: Step) -> Passed:
         """Run from the plan's start site to the output again.
 
         Sites are visited from the lowest to the highest; at the start site, and at any site that none of the visited
@@ -171,6 +189,12 @@ class Cut(ABC):
         Returns:
             The backbone's new output, and the new context source (None when the context comes from the output).
         """
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether a module has hooks on its call or its gradient, which run only where the module itself is called."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
 
 
 def copy_tensors(value: object) -> object:

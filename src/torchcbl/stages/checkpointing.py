@@ -59,6 +59,14 @@ def check_not_reentrant(name: str) -> None:
             )
 
 
+def within_checkpoint() -> bool:
+    """Say whether the code that calls this runs within torch's checkpointing, of either kind."""
+    frame = sys._getframe().f_back
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
+
+
 def called_by_checkpoint(depth: int) -> bool:
     """Say whether it is torch's checkpointing that makes a call, so many Python frames up."""
     return sys._getframe(depth).f_code.co_filename == torch.utils.checkpoint.__file__

@@ -2,7 +2,7 @@
 
 Torch functions come through a mode, which torch keeps per thread. Modules carry an interceptor in place of `forward`,
 and of the whole call where they have hooks, but only while some thread is inside a replayed call, and it passes the
-calls of all other threads through.
+calls of all other threads through. Copies and pickles that another thread makes meanwhile are free of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from torchcbl.stages.base import has_hooks
 
 if TYPE_CHECKING:
     from torchcbl.stages.replay import Run
@@ -112,6 +114,24 @@ def _remove(modules: Iterable[nn.Module]) -> None:
             _interceptors.pop(module).restore()
 
 
+class _StandIn:
+    """Answers in the place of a method. A copy that takes it along, made just as it came, has that method instead."""
+
+    def __init__(self, answer: Function, method: Function) -> None:
+        self.answer = answer
+        self.method = method
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return self.answer(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Function, tuple[Function]]:
+        return _unchanged, (self.method,)
+
+
+def _unchanged(method: Function) -> Function:
+    return method
+
+
 class _Interceptor:
     """Stands in for a module's `forward` and asks the thread's run, if there is one that knows the module.
 
@@ -122,9 +142,14 @@ class _Interceptor:
         self.module = module
         self.forward: Function = module.forward
         self.call: Function = module._call_impl
-        global_hooks = _has_any_global_hook()  # type: ignore[no-untyped-call]
-        self.hooked = bool(module._forward_hooks or module._forward_pre_hooks or global_hooks)
-        stand_ins = {"forward": self.call_forward, **({"_call_impl": self.call_all} if self.hooked else {})}
+        self.get_state: Function = module.__getstate__
+        self.hooked = has_hooks(module) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+        stand_ins = {
+            "forward": _StandIn(self.call_forward, self.forward),
+            "__getstate__": _StandIn(self.state, self.get_state),
+        }
+        if self.hooked:
+            stand_ins["_call_impl"] = _StandIn(self.call_all, self.call)
         self.replaced = {name: module.__dict__.get(name) for name in stand_ins}
         module.__dict__.update(stand_ins)
 
@@ -142,6 +167,14 @@ class _Interceptor:
         if run is None or self.module not in run.cut.intercepted:
             return self.call(*args, **kwargs)
         return run.call_with_hooks(self.module, self.call, args, kwargs)
+
+    def state(self) -> object:
+        """Stand in for `__getstate__`: what a copy or a pickle of the module is made from, without what stands in."""
+        state = self.get_state()
+        if not isinstance(state, dict):
+            return state
+        own = {name: value for name, value in self.replaced.items() if value is not None}
+        return {name: value for name, value in state.items() if name not in self.replaced} | own
 
     def restore(self) -> None:
         """Give the module back what it had."""

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.stages.base import copy_tensors
-from torchcbl.step_norm import StepNorm, apply_mask, draw_mask, is_dropout
+from torchcbl.step_norm import Step, StepNorm, apply_mask, draw_mask, is_dropout
 
 if TYPE_CHECKING:
     from torchcbl.stages.traced import TracedCut
@@ -44,7 +44,7 @@ class _NormAtStep(nn.Module):
         self.norm = norm
         self.step_norm = step_norm
 
-    def forward(self, x: Tensor, step: int) -> Tensor:
+    def forward(self, x: Tensor, step: Step) -> Tensor:
         """Normalise x at step tau."""
         normalised: Tensor = (
             self.step_norm(self.name, self.norm, x, step) if self.step_norm.applies(self.norm) else self.norm(x)

@@ -24,7 +24,7 @@ from torchcbl.stages.checkpointing import (
 )
 from torchcbl.stages.interception import Function, FunctionMode, activated, intercepting
 from torchcbl.stages.noise import HeldNoise, States, generator_states
-from torchcbl.step_norm import has_own_forward
+from torchcbl.step_norm import CallStatistics, Step, has_own_forward
 
 if TYPE_CHECKING:
     from torchcbl.stages.replayed import ReplayedCut
@@ -38,6 +38,7 @@ class Carry:
     tape: list[tuple[object, object]]
     start_returned: object
     noise: States | None
+    statistics: CallStatistics
 
 
 @dataclass
@@ -47,14 +48,14 @@ class Run:
     cut: ReplayedCut
     carry: Carry | None = None
     visit: Visit | None = None
-    step: int = 0
+    step: Step = 0
     raw: Sequence[Tensor] = ()
     tape: list[tuple[object, object]] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
     source: Tensor | None = None
     start_returned: object = None  # what the start site's module returned, its hidden state within it
     kept: dict[str, tuple[object, list[int]]] = field(default_factory=dict)
-    hooks: object = None  # on saved tensors, as the call began or the present checkpointed region did
+    hooks: tuple[object, ...] = ()  # on saved tensors: as the call began, then of each checkpointed region it is within
     had_gradients: bool = False  # as the call began
     norm: _BatchNorm | None = None  # the batch norm with a forward of its own that is running
     watch: bool = False  # whether this run is to find writes in place
@@ -65,11 +66,11 @@ class Run:
     position: int = 0  # in the tape, of a rerun
     noise: HeldNoise | None = None
     noise_at_start: States | None = None  # found at step 0, if anything is in train mode
-    mode: FunctionMode = field(init=False)
+    mode: FunctionMode = field(init=False, repr=False)
 
     def execute(self, call: Call) -> object:
         """Call the backbone with interceptors in place."""
-        self.hooks, self.had_gradients = saved_tensor_hooks(), torch.is_grad_enabled()
+        self.hooks, self.had_gradients = (saved_tensor_hooks(),), torch.is_grad_enabled()
         if self.carry is not None and self.carry.noise is not None:
             self.noise = HeldNoise(self.carry.noise, generator_states(self.cut.backbone))
         try:
@@ -87,8 +88,11 @@ class Run:
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
         self.mode = FunctionMode(self)
-        with intercepting(self.cut.intercepted), activated(self), self.mode.entered():
-            yield
+        try:
+            with intercepting(self.cut.intercepted), activated(self), self.mode.entered():
+                yield
+        finally:
+            del self.mode  # each of the two holds the other, and with it the tensors of the call
 
     def _pass_start(self) -> None:
         """Note that the start site has finished; from here on functions need not be seen if nothing depends on it."""
@@ -101,23 +105,29 @@ class Run:
             self.mode.leave()
 
     def _look_for_checkpointing(self, name: str) -> None:
-        """See to it that a checkpointed region is computed again as it is now: at this step, with this noise."""
-        if not self.had_gradients:
+        """See to it that a checkpointed region is computed again as it is now: by this step, noise and statistics."""
+        if self.carry is None or not self.had_gradients:
             return
         if not torch.is_grad_enabled():
             check_not_reentrant(name)
         hooks = saved_tensor_hooks()
-        if hooks == self.hooks:
+        if hooks in self.hooks:  # where it was, or out of a region again
+            self.hooks = self.hooks[: self.hooks.index(hooks) + 1]
             return
-        self.hooks = hooks
-        at_entry, resume = replace(self, states=dict(self.states)), resuming()
+        self.hooks = (*self.hooks, hooks)
+        at_entry, resume, statistics = replace(self, states=dict(self.states)), resuming(), self.carry.statistics
+        at_entry.hooks = ()  # which hold the region, and that is to hold this
         at_entry.noise = None if self.noise is None else replace(self.noise)
 
         def wrap(recompute: Callable[..., None]) -> Callable[..., None]:
+            self.inside += 1  # what is copied here is none of the backbone's
+            statistics.note()
+            self.inside -= 1
+
             def run_again(*args: object) -> None:
-                again = replace(at_entry, states=dict(at_entry.states), hooks=saved_tensor_hooks())
+                again = replace(at_entry, states=dict(at_entry.states), hooks=(saved_tensor_hooks(),))
                 again.noise = None if at_entry.noise is None else replace(at_entry.noise)
-                with resume(), again._in_place():
+                with statistics.restored(), resume(), again._in_place():
                     recompute(*args)
 
             return run_again
@@ -167,8 +177,7 @@ class Run:
         self, module: nn.Module, forward: Function, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         """Answer a call of a submodule."""
-        if self.carry is not None:
-            self._look_for_checkpointing(self.cut.names[module])
+        self._look_for_checkpointing(self.cut.names[module])
         if module in self.cut.only_around:
             return forward(*args, **kwargs)
         if self.passed or module in self.cut.around:
@@ -187,8 +196,8 @@ class Run:
         """Run a module that comes after the start site, or is around it."""
         name, rank = self.cut.names[module], self.cut.ranks.get(module)
         self.ran_after[name] = module
-        step_norm = self.cut.step_norm
-        if not (self.step and step_norm is not None and isinstance(module, _BatchNorm) and step_norm.applies(module)):
+        step_norm = None if self.carry is None else self.cut.step_norm
+        if step_norm is None or not isinstance(module, _BatchNorm) or not step_norm.applies(module):
             output = forward(*args, **kwargs)
         elif has_own_forward(module):
             self.norm = module
@@ -205,7 +214,7 @@ class Run:
             return function(*args, **kwargs)
         if function in _MAYBE_ANOTHER_S and called_by_checkpoint(depth=3):
             return function(*args, **kwargs)
-        if self.carry is not None and not self.passed:
+        if not self.passed:
             self._look_for_checkpointing(_name(function))
         if self.passed:
             return self._inside_norm(self.norm, function, args, kwargs) if self.norm else function(*args, **kwargs)
@@ -336,7 +345,7 @@ class Run:
         )
 
 
-_NEVER_TAPED: set[object] = {torch._C._set_grad_enabled}
+_NEVER_TAPED: set[object] = {torch._C._set_grad_enabled, torch.device}  # which other tools call at times of their own
 _MAYBE_ANOTHER_S: set[object] = {Tensor.detach}  # which checkpointing calls on what it saves
 
 

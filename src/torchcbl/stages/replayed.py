@@ -19,7 +19,7 @@ from torchcbl.eager import uncompiled
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit
 from torchcbl.stages.interception import intercepting
 from torchcbl.stages.replay import Carry, Run
-from torchcbl.step_norm import StepNorm, has_own_forward
+from torchcbl.step_norm import CallStatistics, Step, StepNorm, has_own_forward
 
 
 class ReplayedCut(Cut):
@@ -70,11 +70,11 @@ class ReplayedCut(Cut):
         """Run step 0; see `Cut.first`."""
         run = Run(self)
         returned = _uncompiled(run, call)
-        return FirstPass(
-            returned, run.source, run.ordered_states(), Carry(call, run.tape, run.start_returned, run.noise_at_start)
-        )
+        norms = (self.backbone,) if self.step_norm is None else (self.backbone, self.step_norm)
+        carry = Carry(call, run.tape, run.start_returned, run.noise_at_start, CallStatistics(*norms))
+        return FirstPass(returned, run.source, run.ordered_states(), carry)
 
-    def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:
+    def rerun(self, first: FirstPass, visit: Visit, step: Step) -> Passed:
         """Run from the start site on; see `Cut.rerun`."""
         carry = first.carry
         assert isinstance(carry, Carry)
@@ -97,7 +97,7 @@ class ReplayedCut(Cut):
         assert isinstance(kept, tuple)
         states, source, args, kwargs, values, start_returned = kept
         tape = [(caller, value) for (caller, _), value in zip(carry.tape, values, strict=True)]
-        carry = Carry(Call(args, kwargs), tape, start_returned, carry.noise)
+        carry = Carry(Call(args, kwargs), tape, start_returned, carry.noise, carry.statistics)
         return FirstPass(first.returned, source, states, carry)
 
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from torchcbl.backbone.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit, tensors_in
 from torchcbl.stages.programs import Builder
 from torchcbl.stages.tracing import trace
-from torchcbl.step_norm import StepNorm
+from torchcbl.step_norm import Step, StepNorm
 
 
 class TracedCut(Cut):
@@ -63,7 +63,7 @@ class TracedCut(Cut):
         values = dict(zip((node.name for node in self.returned_nodes), returned, strict=True))
         return FirstPass(put_in(self.returned, values), self._read_source(source), states, carry)
 
-    def rerun(self, first: FirstPass, visit: Visit, step: int) -> Passed:
+    def rerun(self, first: FirstPass, visit: Visit, step: Step) -> Passed:
         """Run the stages again; see `Cut.rerun`."""
         carry = first.carry
         assert isinstance(carry, tuple)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx, nn
 
+from torchcbl.stages.base import has_hooks
+from torchcbl.stages.checkpointing import within_checkpoint
 from torchcbl.step_norm import can_hold, is_dropout
 
 _lock = threading.Lock()
@@ -20,7 +22,11 @@ class NotTraceable(Exception):  # noqa: N818  (a finding that leads to the other
 
 
 class SiteTracer(fx.Tracer):
-    """A tracer that notes which node is the output of each submodule, also of those it looks into."""
+    """A tracer that notes which node is the output of each submodule, also of those it looks into.
+
+    Raises:
+        NotTraceable: A node comes from a checkpointed region, of which nothing would be left in the graph.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +37,12 @@ class SiteTracer(fx.Tracer):
         output = super().call_module(m, forward, args, kwargs)  # type: ignore[arg-type]
         self.outputs[self.path_of_module(m)] = output
         return output
+
+    def create_node(self, *args: object, **kwargs: object) -> fx.Node:
+        """Add a node to the graph."""
+        if within_checkpoint():
+            raise NotTraceable("its forward uses torch.utils.checkpoint")
+        return super().create_node(*args, **kwargs)  # type: ignore[arg-type]
 
 
 def trace(
@@ -43,7 +55,8 @@ def trace(
 
     Raises:
         NotTraceable: torch.fx cannot follow the model, or what it saw may differ from what the model does: other code
-            in train and eval mode, tensors made inside, hooks, dropout whose mask cannot be held, or a compiled part.
+            in train and eval mode, tensors made inside, hooks, noise that cannot be held as a dropout's mask is, a
+            checkpointed region, or a compiled part.
     """
     _check_modules(backbone)
     arguments = _check_arguments(backbone, pattern)
@@ -83,14 +96,23 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
 
 def _check_modules(backbone: nn.Module) -> None:
     for name, module in backbone.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise NotTraceable(f"'{name}' has forward hooks")
+        if has_hooks(module):
+            raise NotTraceable(f"'{name}' has hooks")
         if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
             raise NotTraceable(f"'{name}' is compiled or scripted")
         if is_dropout(module) and not can_hold(module):
             raise NotTraceable(f"the mask of '{name}' cannot be held as a factor")
         if _drops_inside(module):
             raise NotTraceable(f"'{name}' drops out inside, where no mask can be held")
+        if _draws(module):
+            raise NotTraceable(f"'{name}' draws random numbers that cannot be held")
+
+
+def _draws(module: nn.Module) -> bool:
+    """Say whether a module of torch's that tracing does not look into draws random numbers, other than a dropout."""
+    if isinstance(module, (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)):
+        return module._random_samples is None
+    return isinstance(module, nn.RReLU)
 
 
 def _drops_inside(module: nn.Module) -> bool:
@@ -123,6 +145,8 @@ def _trace_in_mode(
     try:
         backbone.train(training)
         graph = tracer.trace(backbone, concrete_args=defaults or None)
+    except NotTraceable:
+        raise
     except Exception as error:  # tracing runs the user's forward on proxies: anything can come out of it
         raise NotTraceable(f"torch.fx: {str(error).strip().splitlines()[0] if str(error) else error!r}") from error
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchcbl.adapters.bounded import BoundedLinear
+from torchcbl.adapters.bounded import BoundedLinear, bounds_kept
 from torchcbl.arguments import check_loop
 from torchcbl.backbone.calls import Call, synthesise
 from torchcbl.eager import uncompiled
@@ -101,6 +103,14 @@ def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
     net.bound = Bound(float(gamma))
     hold(net, call)
     return net
+
+
+@contextmanager
+def held(net: ContextLoop, call: Call) -> Iterator[None]:
+    """Hold a contractive loop to its bound for the further steps of a call, each norm computed but once."""
+    hold(net, call)
+    with bounds_kept():
+        yield
 
 
 @uncompiled

@@ -42,8 +42,8 @@ def jacobian_penalty(
         **kwargs: What the loop is called with by keyword.
 
     Returns:
-        The penalty, a scalar with gradients to all that the last step used (none under `torch.no_grad`). It costs T
-        evaluations without gradients, one with, and a double backward pass for each probe.
+        The penalty, a scalar with gradients to all that the last step used (none under `torch.no_grad`). Besides
+        y_0 it costs T - 1 evaluations without gradients, one with, and a double backward pass for each probe.
 
     Raises:
         ValueError: `probes` is below 1.

@@ -1,0 +1,194 @@
+"""Networks of several dtypes: what is added computes in the dtype of its own weights, and h and y keep theirs."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchcbl as cbl
+from torchcbl.adapters import ADAPTERS, Film
+from torchcbl.dtypes import in_weights_dtype
+
+LOW = torch.bfloat16
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+
+
+class FloatLogits(nn.Module):
+    """Low precision, but for the logits, as in many language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.to(self.first.weight.dtype))).float()
+
+
+class FloatNorm(nn.Module):
+    """A norm kept in float32, and it comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.first = nn.Linear(4, 8, dtype=LOW)
+        self.last = nn.Linear(8, 3, dtype=LOW)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(self.norm(x).to(LOW)))
+
+
+class FloatStates(nn.Module):
+    """Hidden states kept in float32, in low precision before and after, as in T5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(4, 8, dtype=LOW)
+        self.first = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3, dtype=LOW)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(self.before(x.to(LOW)).float()).to(LOW))
+
+
+NETWORKS = {"logits": lambda: FloatLogits().to(LOW), "norm": FloatNorm, "states": FloatStates}
+ON_VECTORS = sorted(ADAPTERS.keys() - {"token"})  # which needs attention to speak to
+
+
+def moved(net: cbl.ContextLoop) -> cbl.ContextLoop:
+    with torch.no_grad():
+        for parameter in net.adapter_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    return net
+
+
+@pytest.mark.parametrize("adapter", ON_VECTORS)
+@pytest.mark.parametrize("kind", sorted(NETWORKS))
+def test_every_adapter_goes_into_networks_of_several_dtypes(kind: str, adapter: str) -> None:
+    backbone = NETWORKS[kind]()
+    net = cbl.ContextLoop(backbone, "first", X, adapter=adapter)
+    y = backbone(X)
+    assert torch.equal(net(X), y)
+    assert net(X).dtype == y.dtype
+    assert net.audit().dead == ()
+    refined = moved(net).refine(X)
+    assert not torch.equal(refined.output, y)
+    refined.output.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in net.adapter_parameters())
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"schedule": "literal"}, {"schedule": "synchronous"}])
+@pytest.mark.parametrize("kind", sorted(NETWORKS))
+def test_states_that_are_carried_keep_their_dtype(kind: str, options: dict[str, object]) -> None:
+    backbone = NETWORKS[kind]()
+    net = cbl.ContextLoop(backbone, "first", X, **options)  # type: ignore[arg-type]
+    assert torch.equal(net(X), backbone(X))
+
+
+def test_no_weight_is_narrower_than_what_it_reads() -> None:
+    for kind, adapter, context in (
+        ("logits", LOW, torch.float32),
+        ("norm", torch.float32, torch.float32),
+        ("states", torch.float32, LOW),
+    ):
+        net = cbl.ContextLoop(NETWORKS[kind](), "first", X)
+        assert {p.dtype for p in net.adapters.parameters()} == {adapter}, kind
+        assert {p.dtype for p in net.context.parameters()} == {context}, kind
+
+
+def test_autocast_where_a_loop_is_built_is_not_what_it_is_kept_in() -> None:
+    with torch.autocast("cpu", LOW):
+        net = cbl.ContextLoop(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), "0", X)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("adapter", ON_VECTORS)
+def test_a_loop_can_be_converted_afterwards(adapter: str) -> None:
+    net = cbl.ContextLoop(FloatLogits(), "first", X, adapter=adapter).to(LOW)
+    assert torch.equal(net(X), net.backbone(X))
+    net.adapters.float()
+    assert torch.equal(net(X), net.backbone(X))
+
+
+def test_the_numbers_are_those_of_the_weights_dtype() -> None:
+    net = moved(cbl.ContextLoop(FloatNorm(), "first", X, steps=1))
+    backbone, (film,) = net.backbone, net.adapters.values()
+    assert isinstance(backbone, FloatNorm)
+    h, z = backbone.first(backbone.norm(X).to(LOW)), net.context.map(backbone(X).float())
+    assert torch.equal(net(X), backbone.last(film(h.float(), z).to(LOW)))
+
+
+class Watched(Film):
+    """Notes the dtypes that it is given."""
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        self.seen = (h.dtype, z.dtype)
+        return super().forward(h, z)
+
+
+def test_autocast_chooses_dtypes_as_ever() -> None:
+    net = cbl.ContextLoop(FloatNorm(), "first", X, adapter=Watched)
+    (watched,) = net.adapters.values()
+    net(X)
+    assert watched.seen == (torch.float32, torch.float32)
+    with torch.autocast("cpu", LOW):
+        net(X)
+    assert watched.seen == (LOW, LOW)
+    source = torch.zeros(2, 4, dtype=LOW)
+    with torch.autocast("cpu", LOW):
+        assert in_weights_dtype(nn.Linear(4, 4), source) is source
+
+
+class Mixed(nn.Module):
+    """An adapter of one's own that casts by itself."""
+
+    def __init__(self, site: cbl.Site, context_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(site.channels))
+        self.linear = nn.Linear(context_dim, site.channels)
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        return (h + self.scale * self.linear(z.to(self.linear.weight.dtype))).to(h.dtype)
+
+
+def test_an_adapter_of_several_dtypes_is_left_to_itself() -> None:
+    net = cbl.ContextLoop(FloatNorm(), "first", X, adapter=Mixed)
+    (mixed,) = net.adapters.values()
+    mixed.linear.to(LOW)
+    assert torch.equal(net(X), net.backbone(X))
+
+
+def test_a_map_of_ones_own_is_given_its_own_dtype() -> None:
+    context = cbl.Context(dim=6, map=lambda features, dim: nn.Sequential(nn.Linear(features, dim), nn.Tanh()))
+    net = cbl.ContextLoop(FloatLogits(), "first", X, context=context).to(LOW)
+    assert torch.equal(net(X), net.backbone(X))
+
+
+class Cuts(nn.Module):
+    def __init__(self, site: cbl.Site, context_dim: int, mask: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(context_dim, site.channels)
+        self.wants_mask = mask
+
+    def forward(self, h: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        return (h + self.linear(z).unsqueeze(1))[:, :1]
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.first(x)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_an_adapter_with_weights_is_still_blamed_by_name(mask: bool) -> None:
+    example = {"x": torch.randn(2, 3, 4), "attention_mask": torch.ones(2, 3)}
+    cuts, context = functools.partial(Cuts, mask=mask), cbl.Context(per="sample")
+    with pytest.raises(ValueError, match=r"Cuts returned shape \(2, 1, 4\)"):
+        cbl.ContextLoop(Reader(), "first", example, adapter=cuts, context=context)
