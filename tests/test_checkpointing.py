@@ -152,6 +152,8 @@ def test_a_checkpointed_part_is_not_traced() -> None:
     net.backbone.block[0].forward = lambda x: calls.append(1) or forward(x)
     net(X).sum().backward()
     assert len(calls) == 6, "each of three passes is computed again in the backward pass"
+    with pytest.raises(RuntimeError, match="'block' runs under .* use_reentrant=True .* pass use_reentrant=False"):
+        cbl.ContextLoop(Simple("reentrant"), "embed", X)
 
 
 def test_a_site_may_stand_within_a_region() -> None:
