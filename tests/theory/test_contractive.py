@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwad
 from torch import Tensor, nn
 
 import torchcbl as cbl
 from subject import awaken
-from torchcbl.adapters.bounded import BoundedLinear
+from torchcbl.adapters.bounded import BoundedLinear, bounds_kept
 from torchcbl.backbone.calls import Call
 from torchcbl.lab.networks import StandardCNN
 from torchcbl.solvers import Picard
@@ -295,6 +297,29 @@ def test_the_steps_of_a_call_share_their_norms(svds: list[str], trained: bool) -
     assert len(svds) == len(bounded_layers(net)) == 5
     net(X)
     assert len(svds) == 10  # and not with those of another call
+
+
+class _Weight(nn.Module):
+    def __init__(self, layer: BoundedLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self) -> Tensor:
+        return self.layer.bounded_weight()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_forward_mode_goes_through_the_norm(kept: bool) -> None:
+    layer = BoundedLinear(nn.Linear(4, 3).double(), 0.1)
+    tangent, before = torch.randn(3, 4, dtype=torch.float64), layer.weight.detach()
+
+    def bounded(weight: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(_Weight(layer), {"layer.weight": weight}, ())
+        return result
+
+    with bounds_kept() if kept else contextlib.nullcontext(), fwad.dual_level():
+        found = fwad.unpack_dual(bounded(fwad.make_dual(before.clone().requires_grad_(), tangent))).tangent
+    torch.testing.assert_close(found, torch.func.jvp(bounded, (before,), (tangent,))[1])
 
 
 def plainly_bounded(layer: BoundedLinear) -> Tensor:

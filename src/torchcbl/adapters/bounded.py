@@ -103,7 +103,15 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, norm: Tensor, slope: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(weight, slope)
+        ctx.save_for_forward(slope)
         return norm.view_as(norm)
+
+    @staticmethod
+    def jvp(ctx, weight: Tensor, norm: None, slope: None) -> Tensor:  # type: ignore[no-untyped-def]
+        del norm, slope
+        (known,) = ctx.saved_tensors
+        moved: Tensor = (known * weight).sum()
+        return moved
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
