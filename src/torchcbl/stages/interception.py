@@ -7,6 +7,7 @@ calls of all other threads through. Copies and pickles that another thread makes
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -142,7 +143,8 @@ class _Interceptor:
         self.module = module
         self.forward: Function = module.forward
         self.call: Function = module._call_impl
-        self.get_state: Function = module.__getstate__
+        own_state: Function | None = getattr(module, "__getstate__", None)  # Python 3.10 with an older torch has none
+        self.get_state: Function = own_state or functools.partial(vars, module)
         self.hooked = has_hooks(module) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
         stand_ins = {
             "forward": _StandIn(self.call_forward, self.forward),
