@@ -62,7 +62,7 @@ def run_study(
             engine.plan.spread.check(Spread.of(record.machine), f"record {record.name} in {out}")
         runs = all_runs(recipe, out, data)
         pending = unfinished(runs)
-        if not pending and not SOURCES[recipe.data].own:
+        if not pending and not SOURCES[recipe.data].own:  # a folder of one's own may be another than before
             return []
         with display:
             display.begin(len(runs), len(runs) - len(pending))
@@ -145,10 +145,11 @@ def prepare(recipe: Recipe, data: Path | None, display: Display, spread: Spread)
     """
     from torchcbl.lab.arms import find_arm
     from torchcbl.lab.data import load_dataset
+    from torchcbl.lab.data.dataset import PARTS
 
     dataset = load_dataset(recipe, data, progress=display.preparing)
     arms = [arm for arm in map(find_arm, recipe.arms) if arm.fewest > 1]
-    for arm, part in itertools.product(arms, ("train", "validation", "test")):
+    for arm, part in itertools.product(arms, PARTS):
         last = (dataset.size(part) - 1) % recipe.batch_size + 1
         if last < arm.fewest * spread.size:
             each = f" in each of {spread.size} processes" if spread.size > 1 else ""

@@ -15,6 +15,7 @@ from torchcbl.lab.measures.base import Ground, Measure, Subject
 from torchcbl.lab.measures.store import About, Result
 from torchcbl.lab.measures.votes import Votes, load_votes
 from torchcbl.lab.recipe import Recipe
+from torchcbl.lab.scores import named
 
 TENTHS = 10
 
@@ -129,7 +130,7 @@ def agree(logits: Tensor, labels: Tensor, votes: Votes) -> StepAmbiguity:
         (0.0, 1.0)
     """
     log_p = logits.double().log_softmax(-1).numpy()
-    answers, shares = log_p.argmax(-1), votes.shares
+    answers, shares = named(logits, labels).numpy(), votes.shares
     cross = -(shares * log_p).sum(1)
     entropy = -(np.exp(log_p) * log_p).sum(1)
     right = answers == labels.numpy()

@@ -62,8 +62,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = NUM_BINS) -> Reliabi
         >>> found.count, round(found.ece, 3)
         ((0, 2), 0.3)
     """
-    confidence, answer = logits.double().softmax(-1).max(-1)
-    right = (answer == labels).double()
+    confidence, right = logits.double().softmax(-1).amax(-1), correct(logits, labels).double()
     place = (confidence.nan_to_num(1.0) * bins).ceil().long().sub(1).clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
     sums = [torch.bincount(place, weights=values, minlength=bins) / count for values in (confidence, right)]
@@ -116,7 +115,7 @@ def score(logits: Tensor, labels: Tensor) -> StepScores:
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Say which answers are right, (T + 1, N) of booleans; one with a NaN in it is no answer, and wrong."""
+    """Say which answers (..., N, K) are right, (..., N) of booleans; one with a NaN in it is no answer, and wrong."""
     return named(logits, labels) == labels
 
 
