@@ -189,6 +189,14 @@ def test_smallest_studies_build(tmp_path: Path, seeds: int, epochs: int) -> None
     assert all(line.get_marker() not in ("", "None") for line in axes.lines if line.get_linewidth() > 2)
 
 
+def test_a_run_that_diverged_is_named() -> None:
+    records = a_study(a_recipe())
+    lost = dataclasses.replace(records[0].test, loss=(math.nan,) * len(records[0].test.loss))
+    said = findings_of([dataclasses.replace(records[0], test=lost), *records[1:]]).verdicts
+    assert said[-1] == f"Diverged, to a loss that is no finite number: {records[0].name}."
+    assert not any("Diverged" in sentence for sentence in findings_of(records).verdicts)
+
+
 def test_partial_study_names_the_missing_runs(tmp_path: Path) -> None:
     recipe = a_recipe()
     records = [record for record in a_study(recipe) if record.name not in ("cbl-seed1", "cbl-gate-seed0")]

@@ -14,14 +14,13 @@ from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record, run_name
 from torchcbl.lab.report.families import family, treatments
 from torchcbl.lab.report.listing import listed
-from torchcbl.lab.report.roles import is_oracle
+from torchcbl.lab.report.roles import is_oracle, told
 from torchcbl.lab.report.verdict import verdict
 from torchcbl.lab.sources import SOURCES, Source
 from torchcbl.lab.statistics import Comparison, Summary, compare_all, summarise
 
 BASELINE = "standard"
 BASELINES = (BASELINE, "as-released-standard")
-_ORACLE = " It is told the labels: an upper bound, no competitor."
 
 
 def compare_arms(scores: Mapping[str, Mapping[int, float]], baseline: str, planned: Sequence[str]) -> list[Comparison]:
@@ -35,10 +34,10 @@ def compare_arms(scores: Mapping[str, Mapping[int, float]], baseline: str, plann
     Returns:
         One comparison per other arm, in the order of `scores`.
     """
-    told = {arm for arm in {*scores, *planned} if is_oracle(arm)}
-    rivals = {arm: found for arm, found in scores.items() if arm not in told}
-    bounds = {arm: found for arm, found in scores.items() if arm in {*told, baseline}}
-    tests = len({*scores, *planned} - told - {baseline})
+    oracles = {arm for arm in {*scores, *planned} if is_oracle(arm)}
+    rivals = {arm: found for arm, found in scores.items() if arm not in oracles}
+    bounds = {arm: found for arm, found in scores.items() if arm in {*oracles, baseline}}
+    tests = len({*scores, *planned} - oracles - {baseline})
     compared = [*compare_all(rivals, baseline, planned=tests), *compare_all(bounds, baseline)]
     return sorted(compared, key=lambda one: list(scores).index(one.treatment))
 
@@ -181,7 +180,7 @@ class Findings:
             return [f"No finished run of the arm {self.baseline}: nothing to compare with."]
         if not self.comparisons:
             return [f"No finished run of another arm than {self.baseline}: nothing to compare it with."]
-        said = [verdict(one) + (_ORACLE if is_oracle(one.treatment) else "") for one in self.comparisons]
+        said = [verdict(one) + told(one.treatment) for one in self.comparisons]
         return [*said, f"Diverged, to a loss that is no finite number: {listed(diverged)}."] if diverged else said
 
     @property

@@ -12,14 +12,12 @@ from torchcbl.files import write_atomically
 from torchcbl.lab.report.drawing import canvas, legend, styled, title
 from torchcbl.lab.report.findings import BASELINE
 from torchcbl.lab.report.looks import colour, marker
-from torchcbl.lab.report.roles import is_oracle
+from torchcbl.lab.report.roles import TOLD, is_oracle
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 from torchcbl.lab.report.tables import NONE, Table, spread
 from torchcbl.lab.robustness import NoisyRun, Robustness
 from torchcbl.lab.sources import SOURCES
 from torchcbl.lab.statistics import SIGNIFICANCE, Comparison, compare, summarise, t_interval
-
-_TOLD = "; it is told the labels: an upper bound, no competitor"
 
 
 def write_robustness(found: Robustness, folder: Path) -> Path:
@@ -79,7 +77,7 @@ def _sentence(found: Robustness, arm: str) -> str:
     arms = 1 if told else len(rivals)
     over = f"{len(ratios)} ratios" + (f" and {arms} arms" if arms > 1 else "")
     left_out = f", left out: seed {', '.join(map(str, pairs.unpaired))}" if pairs.unpaired else ""
-    level = f"at 0.05 over {over} (Bonferroni), {pairs.n} pairs{left_out}{_TOLD if told else ''}"
+    level = f"at 0.05 over {over} (Bonferroni), {pairs.n} pairs{left_out}{f'; {TOLD}' if told else ''}"
     shown = [
         f"{one.mean:+.2f} points ({ratio})"
         for ratio, one in results

@@ -9,6 +9,8 @@ from torchcbl.lab.recipe import DERIVED_ARMS
 if TYPE_CHECKING:
     from torchcbl.lab.arms import Arm
 
+TOLD = "it is told the labels: an upper bound, no competitor"
+"""What is said of every oracle."""
 _RELEASED = "as-released"
 
 
@@ -26,6 +28,16 @@ def is_oracle(name: str) -> bool:
     """Say whether an arm is told the labels: an upper bound, no competitor."""
     arm = arm_of(name)
     return arm is not None and arm.oracle
+
+
+def told(name: str) -> str:
+    """Return the sentence that follows all that is said of an oracle; nothing for other arms.
+
+    Example:
+        >>> told("label-context"), told("cbl")
+        (' It is told the labels: an upper bound, no competitor.', '')
+    """
+    return f" {TOLD.capitalize()}." if is_oracle(name) else ""
 
 
 def is_loop(name: str) -> bool:

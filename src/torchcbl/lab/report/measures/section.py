@@ -15,7 +15,7 @@ from torchcbl.lab.measures.found import Found, Measures, Row
 from torchcbl.lab.report.drawing import INK
 from torchcbl.lab.report.findings import BASELINES, compare_arms
 from torchcbl.lab.report.looks import MANY, colour, featured, marker
-from torchcbl.lab.report.roles import is_loop, is_oracle
+from torchcbl.lab.report.roles import is_loop, told
 from torchcbl.lab.report.shell import captioned, paragraphs
 from torchcbl.lab.report.tables import NONE, Table
 from torchcbl.lab.report.verdict import verdict
@@ -25,7 +25,6 @@ Read = Callable[[Found, int], float]
 """Reads one number of one step of a result."""
 _FOLDED = "<details><summary>{}</summary>\n{}\n</details>"
 _NARROW = 5.0  # inches
-_TOLD = " (it is told the labels: an upper bound, no competitor)"
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def verdicts(found: Measures, rows: Sequence[Row[Found]], what: str, read: Read[
     """
     scores = {row.arm: row.values(read) for row in rows if row.last}
     compared = compare_arms(scores, baseline_of(found), found.recipe.arms)
-    return tuple(f"{what}: {verdict(one)}{_TOLD if is_oracle(one.treatment) else ''}" for one in compared)
+    return tuple(f"{what}: {verdict(one)}{told(one.treatment)}" for one in compared)
 
 
 def of_loops(found: Measures, sentences: Sequence[str]) -> tuple[str, ...]:
