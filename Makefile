@@ -6,7 +6,7 @@ ZOO ?= .venv-zoo
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-zoo zoo-environment lint tables benchmark benchmark-allocator benchmark-memory benchmark-solvers clean
+.PHONY: help demo test test-zoo zoo-environment lint tables benchmark benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers clean
 help:
 	@echo "make demo       set up, compare a network with and without feedback on real digits, leave report.html"
 	@echo "make test       set up, run all tests (TORCHCBL_DATA=DIR adds those on real CIFAR-10)"
@@ -15,6 +15,7 @@ help:
 	@echo "make tables     write the tables of README and docs anew from results/"
 	@echo "make benchmark  the loop's overhead against the same computation written by hand"
 	@echo "make benchmark-memory, make benchmark-solvers   peak memory by gradient rule; solvers against torchdeq"
+	@echo "make benchmark-intervals   how often the intervals of reports hold the truth, in simulated studies"
 	@echo "make benchmark-allocator   what it is worth that training processes keep freed memory"
 
 $(VENV)/bin/python:
@@ -60,7 +61,7 @@ tables: $(VENV)/.lab
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
 
-benchmark-allocator benchmark-memory benchmark-solvers: benchmark-%: $(VENV)/.dev
+benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers: benchmark-%: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$*.py --json results/benchmarks/$*.json
 
 clean:

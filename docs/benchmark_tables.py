@@ -1,7 +1,7 @@
-"""Write the tables of docs/choosing.md from the records in results/benchmarks/.
+"""Write the tables of docs/choosing.md and docs/statistics.md from the records in results/benchmarks/.
 
     python docs/benchmark_tables.py           # write
-    python docs/benchmark_tables.py --check   # change nothing; exit with 1 if the tables are out of date
+    python docs/benchmark_tables.py --check   # change nothing; exit with 1 if a table is out of date
 
 Each pair of comments `<!-- benchmark:NAME -->` and `<!-- /benchmark:NAME -->` holds what `results/benchmarks/NAME.json`
 says. The records are made by `python benchmarks/NAME.py --json results/benchmarks/NAME.json`.
@@ -19,8 +19,8 @@ from typing import Any
 
 from torchcbl.files import write_atomically
 
-PAGE = Path(__file__).parent / "choosing.md"
-RECORDS = Path(__file__).parent.parent / "results" / "benchmarks"
+DOCS = Path(__file__).parent
+RECORDS = DOCS.parent / "results" / "benchmarks"
 
 Record = dict[str, Any]
 
@@ -70,15 +70,15 @@ def solver_table(case: str, backward: bool, rows: list[Record]) -> str:
         f"**{case}**, {what}, {rows[0]['batch']} samples to a relative residual of {rows[0]['tolerance']:g}:",
         "",
         "| | solver | evaluations per sample | ms (quartiles; n) | MiB | largest error | met |"
-        + (" error of the gradient |" if backward else ""),
-        "|---|---|--:|--:|--:|--:|--:|" + ("--:|" if backward else ""),
+        + (" error of the gradient | adjoints it calls unsolved |" if backward else ""),
+        "|---|---|--:|--:|--:|--:|--:|" + ("--:|--:|" if backward else ""),
     ]
     for row in rows:
         if "failed" in row:
-            lines.append(f"| {row['library']} | `{row['solver']}` | {row['failed']} | | | | |" + " |" * backward)
+            lines.append(f"| {row['library']} | `{row['solver']}` | {row['failed']} | | | | |" + " | |" * backward)
             continue
         low, middle, high = (1e3 * row[name] for name in ("quartile_low", "seconds", "quartile_high"))
-        gradient = f" {row['gradient_error']:.0e} |" if backward else ""
+        gradient = f" {row['gradient_error']:.0e} | {row.get('unsolved_adjoints', '')} |" if backward else ""
         times = f"{middle:.0f} ({low:.0f} to {high:.0f}; {row['n']})"
         lines.append(
             f"| {row['library']} | `{row['solver']}` | {row['evaluations']:.1f} | {times} "
@@ -105,17 +105,71 @@ def gradients(record: Record) -> str:
     return "\n".join([*lines, "", origin(record)])
 
 
-TABLES: dict[str, Callable[[Record], str]] = {"memory": memory, "gradients": gradients, "solvers": solvers}
+def intervals(record: Record) -> str:
+    """Write how often intervals hold the truth, and how often several looks show what is not there."""
+    kinds: dict[str, list[Record]] = {}
+    for row in record["rows"]:
+        kinds.setdefault(row["kind"], []).append(row)
+    cells: dict[tuple[int, int], list[Record]] = {}
+    for row in kinds["coverage"]:
+        cells.setdefault((row["seeds"], row["images"]), []).append(row)
+    own = next(iter(cells.values()))
+    lines = [
+        f"The truth held by 95% intervals, over new seeds and new images; the lowest and the highest of {len(own)} "
+        f"settings (effects of the seed and of the image, small and large), {own[0]['n']} simulated studies each:",
+        "",
+        "| seeds | images | `two_level_interval` | `t_interval` over seeds |",
+        "|--:|--:|--:|--:|",
+    ]
+    for (seeds, images), rows in cells.items():
+        lines.append(f"| {seeds} | {images} | {held(rows, 'two_level')} | {held(rows, 'student')} |")
+    lines += [
+        "",
+        f"On the same images, normal differences, {kinds['percentile'][0]['n']} studies each:",
+        "",
+        "| seeds | percentile bootstrap over seeds | `t_interval` |",
+        "|--:|--:|--:|",
+        *(
+            f"| {row['seeds']} | {held([row], 'percentile')} | {held([row], 'student')} |"
+            for row in kinds["percentile"]
+        ),
+        "",
+        f"A difference shown where there is none, at any look, at p < 0.05; {kinds['looks'][0]['n']} studies each:",
+        "",
+        "| looks after so many seeds | shown |",
+        "|---|--:|",
+        *(
+            f"| {', '.join(str(count) for count in row['looks'])} | {100 * row['shown'] / row['n']:.1f}% |"
+            for row in kinds["looks"]
+        ),
+    ]
+    return "\n".join([*lines, "", origin(record)])
 
 
-def filled(text: str) -> str:
-    """Return the page with the tables as the records have them."""
-    for name, write in TABLES.items():
+def held(rows: list[Record], name: str) -> str:
+    """Write the shares of studies whose interval holds the truth: the least and the largest."""
+    low, *_, high = sorted(100 * row[name] / row["n"] for row in [*rows, *rows])
+    return f"{low:.0f}%" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f}% to {high:.0f}%"
+
+
+PAGES: dict[str, dict[str, Callable[[Record], str]]] = {
+    "choosing.md": {"memory": memory, "gradients": gradients, "solvers": solvers},
+    "statistics.md": {"intervals": intervals},
+}
+
+
+def filled(page: str, text: str) -> str:
+    """Return a page with the tables as the records have them.
+
+    Raises:
+        ValueError: A place for a table is missing, or there are two.
+    """
+    for name, write in PAGES[page].items():
         record = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
         block = f"<!-- benchmark:{name} -->\n\n{write(record)}\n\n<!-- /benchmark:{name} -->"
         parts = re.split(rf"<!-- benchmark:{name} -->.*?<!-- /benchmark:{name} -->", text, flags=re.DOTALL)
         if len(parts) != 2:
-            raise ValueError(f"{PAGE.name} has {len(parts) - 1} places marked benchmark:{name}, expected one.")
+            raise ValueError(f"{page} has {len(parts) - 1} places marked benchmark:{name}, expected one.")
         text = block.join(parts)
     return text
 
@@ -123,13 +177,16 @@ def filled(text: str) -> str:
 def main() -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the page is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is out of date")
     check = parser.parse_args().check
-    old = PAGE.read_text(encoding="utf-8")
-    new = filled(old)
-    if not check:
-        write_atomically(PAGE, new)
-    return int(check and old != new)
+    late = False
+    for page in PAGES:
+        old = (DOCS / page).read_text(encoding="utf-8")
+        new = filled(page, old)
+        late |= old != new
+        if not check:
+            write_atomically(DOCS / page, new)
+    return int(check and late)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks run, in a small size, and their records make the tables of docs/choosing.md."""
+"""The benchmarks run, in a small size, and their records make the tables of the docs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(script: str, path: Path, *options: str) -> list[dict[str, object]]:
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The generator of the tables in docs/choosing.md."""
+    """The generator of the tables in the docs."""
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     return importlib.import_module("benchmark_tables")
 
@@ -56,11 +56,19 @@ def test_solvers_take_fewer_evaluations_than_torchdeq(tmp_path: Path) -> None:
             assert row["met"] == row["batch"] == 8, row
 
 
-def test_the_page_has_the_tables_of_the_records(tables: ModuleType) -> None:
-    page = tables.PAGE.read_text(encoding="utf-8")
-    assert tables.filled(page) == page, "docs/choosing.md is out of date: run python docs/benchmark_tables.py"
+def test_intervals_hold_the_truth(tmp_path: Path) -> None:
+    rows = run("intervals.py", tmp_path / "intervals.json", "--trials", "2", "--studies", "400", "--images", "200")
+    looks = {len(row["looks"]): row["shown"] for row in rows if row["kind"] == "looks"}  # type: ignore[arg-type]
+    assert 5 <= looks[1] < looks[8]  # type: ignore[operator]
+    assert not any(row["narrower"] for row in rows if row["kind"] == "coverage")
+
+
+@pytest.mark.parametrize("page", ["choosing.md", "statistics.md"])
+def test_the_pages_have_the_tables_of_the_records(tables: ModuleType, page: str) -> None:
+    text = (tables.DOCS / page).read_text(encoding="utf-8")
+    assert tables.filled(page, text) == text, f"docs/{page} is out of date: run python docs/benchmark_tables.py"
 
 
 def test_a_lost_marker_is_an_error(tables: ModuleType) -> None:
-    with pytest.raises(ValueError, match="0 places marked benchmark:memory, expected one"):
-        tables.filled("")
+    with pytest.raises(ValueError, match=r"choosing.md has 0 places marked benchmark:memory, expected one"):
+        tables.filled("choosing.md", "")

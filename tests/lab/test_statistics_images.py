@@ -7,28 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as oracle
 
+from intervals import answers, true_difference
 from torchcbl.lab.statistics import Interval, image_interval, mcnemar, t_interval, two_level_interval
-
-Right = NDArray[np.bool_]
-
-
-def answers(
-    rng: np.random.Generator, seeds: int, images: int, of_seed: float, of_image: float = 0.3, gain: float = 0.05
-) -> tuple[Right, Right]:
-    """Draw two arms that share the images' difficulty, with effects of the seed and of the image on either arm."""
-    difficulty, noise = rng.normal(1.2, 1.2, images), rng.normal(0, 0.4, (2, seeds, images))
-    lift = gain + rng.normal(0, of_image, images) + rng.normal(0, of_seed, (seeds, 1))
-    return difficulty + lift + noise[0] > 0, difficulty + rng.normal(0, of_seed, (seeds, 1)) + noise[1] > 0
-
-
-def true_difference(of_seed: float, of_image: float = 0.3, gain: float = 0.05) -> float:
-    spread = 1.2**2 + 0.4**2 + of_seed**2
-    lifted = stats.norm.cdf((1.2 + gain) / math.sqrt(spread + of_image**2))
-    return 100 * float(lifted - stats.norm.cdf(1.2 / math.sqrt(spread)))
 
 
 def test_mcnemar_is_that_of_statsmodels() -> None:
