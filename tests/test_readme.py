@@ -7,9 +7,14 @@ import io
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import torchcbl as cbl
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -29,6 +34,15 @@ def test_the_snippets_print_what_they_say() -> None:
         with contextlib.redirect_stdout(printed):
             exec(compile(code, "README.md", "exec"), names)
         assert printed.getvalue() == text
+
+
+def test_the_options_page_runs_as_pasted() -> None:
+    page = README.parent / "docs" / "options.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 3)]
+    model = nn.Sequential(OrderedDict(zip(("site", "layer4", "last", "head"), layers, strict=True)))
+    names = {"cbl": cbl, "nn": nn, "model": model, "sites": ["site"], "x": torch.randn(5, 4)}
+    exec(compile(code, str(page), "exec"), names)
 
 
 def test_the_tables_are_those_of_the_records() -> None:
