@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchcbl.adapters import bind
 from torchcbl.backbone.calls import Call, evaluating, synthesise
 from torchcbl.backbone.causality import check_causal
+from torchcbl.backbone.language import without_cache
 from torchcbl.backbone.observation import Unfused
 from torchcbl.schedules import Psi, find_schedule
 
@@ -211,13 +212,13 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 def _count_flops(net: ContextLoop, call: Call) -> tuple[int, int]:
     """FLOPs of step 0 and of each further step, for the whole batch."""
-    totals = []
-    for steps in (0, 1):
-        # what is fused is not counted, and on the CPU that is all of attention but its plain form
-        with torch.no_grad(), Unfused(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            net.run(call.detached(), steps)
-        totals.append(counter.get_total_flops())
-    return totals[0], totals[1] - totals[0]
+    call = without_cache(net.backbone, call.detached())
+    # what is fused is not counted, and on the CPU that is all of attention but its plain form
+    with torch.no_grad(), Unfused(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with net.mapped(call) as g:
+            first = counter.get_total_flops()
+            g.roll(1, measure=False)
+        return first, counter.get_total_flops() - first
 
 
 def _audit_adapters(net: ContextLoop, call: Call) -> tuple[AdapterAudit, ...]:
