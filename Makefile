@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ZOO ?= .venv-zoo
 JOBS ?= 2
+# a core beside another is idle where tests wait for processes they have started
+TESTERS ?= 3
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: help demo test test-zoo zoo-environment lint tables benchmark benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers clean
@@ -35,7 +37,7 @@ demo: $(VENV)/.lab
 	@echo "The report is report.html: open it in any browser."
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --quiet
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --quiet
 
 $(ZOO)/.ready: pyproject.toml constraints-zoo.txt
 	$(PYTHON) -m venv $(ZOO)

@@ -48,12 +48,13 @@ def run_onnx(path: Path, inputs: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("name", "cut", "adapter"),
     [
-        *(("residual", "traced", adapter) for adapter in ("film", "concat", "attention", "recurrent")),
-        *(("transformer", cut, adapter) for cut in ("traced", "replayed") for adapter in ("film", "token")),
+        ("residual", "traced", "attention"),
         ("residual", "replayed", "film"),
+        ("transformer", "traced", "token"),
+        ("transformer", "replayed", "film"),
         ("positions", "traced", "film"),
-        ("dense", "traced", "film"),
-        ("lstm", "traced", "film"),
+        ("dense", "traced", "concat"),
+        ("lstm", "traced", "recurrent"),
     ],
 )
 def test_exported_loops_agree(name: str, cut: str, adapter: str, tmp_path: Path) -> None:
