@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
 collect_ignore_glob = ["*conftest.py"]  # they hold no doctests, and two of one name cannot be imported as modules
+
+
+def pytest_configure() -> None:
+    """Let processes that tests start hear Ctrl-C, also where the tests run in the background of a shell."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
