@@ -65,7 +65,7 @@ class Audit:
         cut: "traced" or "replayed", with the reason for the latter.
         backbone_parameters: Parameters of the backbone.
         added_parameters: Parameters of adapters and context together.
-        flops_first: FLOPs per sample of y_0.
+        flops_first: FLOPs per sample of y_0, and of what a call does once to hold a contractive loop to its bound.
         flops_step: FLOPs per sample of each further step.
     """
 
