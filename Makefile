@@ -4,11 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ZOO ?= .venv-zoo
 JOBS ?= 2
-# a core beside another is idle where tests wait for processes they have started
-TESTERS ?= 3
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-zoo zoo-environment lint tables benchmark benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers clean
+.PHONY: help demo test test-zoo lint tables benchmark benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers clean
 help:
 	@echo "make demo       set up, compare a network with and without feedback on real digits, leave report.html"
 	@echo "make test       set up, run all tests (TORCHCBL_DATA=DIR adds those on real CIFAR-10)"
@@ -37,14 +35,12 @@ demo: $(VENV)/.lab
 	@echo "The report is report.html: open it in any browser."
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --quiet
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --quiet
 
 $(ZOO)/.ready: pyproject.toml constraints-zoo.txt
 	$(PYTHON) -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --quiet --constraint constraints-zoo.txt --editable '.[zoo]'
 	@touch $@
-
-zoo-environment: $(ZOO)/.ready
 
 test-zoo: $(ZOO)/.ready
 	$(ZOO)/bin/python -m pytest tests/zoo --numprocesses $(JOBS) --quiet

@@ -151,18 +151,18 @@ def _check_copy(how: str, net: cbl.ContextLoop, twin: cbl.ContextLoop, subject: 
 def prefix_flops(subject: Subject) -> None:
     """T steps cost 1 + T x share, and nothing below the site that steps start from is computed again."""
     net, batch = subject.net(awake=True), subject.batch(3)
-    audit = net.audit(batch)
-    for steps in (0, 1, 4):
-        total = flops(net, batch, steps) / 3
-        expected = audit.flops_first + steps * audit.flops_step
-        assert abs(total - expected) <= 1e-6 * expected, f"{steps} steps cost {total:,.0f}, expected {expected:,.0f}"
-    assert audit.flops_step > 0, "a step costs nothing"
     start = subject.sites[-1] if subject.schedule == "literal" else subject.sites[0]
     below = parameters_below(subject.backbone(), start, batch)
     assert below, "no parameters below the site, so this shows nothing"
     counts = [reads(net, batch, steps, below) for steps in (0, 3)]
     assert counts[0] > 0, "no parameter below the site is read at step 0, so this shows nothing"
     assert counts[0] == counts[1], f"what is below '{start}' is read {counts[0]} times in 0 and {counts[1]} in 3 steps"
+    audit = net.audit(batch)
+    for steps in (0, 1, 4):
+        total = flops(net, batch, steps) / 3
+        expected = audit.flops_first + steps * audit.flops_step
+        assert abs(total - expected) <= 1e-6 * expected, f"{steps} steps cost {total:,.0f}, expected {expected:,.0f}"
+    assert audit.flops_step > 0, "a step costs nothing"
 
 
 def train_eval_mode(subject: Subject) -> None:

@@ -303,7 +303,7 @@ class TestMatched:
 
     def test_what_cannot_be_matched_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"arm 'wider-flops' cannot match .* Take a larger recipe key 'width'"):
-            build("wider-flops", width=1, steps=150)
+            build("wider-flops", width=1, steps=75)
 
 
 class TestEnsemble:

@@ -62,11 +62,19 @@ def weights(run: Run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.model.iterdir()}
 
 
+class Shown(io.StringIO):
+    """Keep what is written, and print it: pytest shows it of a test that fails."""
+
+    def write(self, text: str) -> int:
+        print(text, end="")
+        return super().write(text)
+
+
 class Watching(Display):
     """Keep what is shown, and disturb each arm once, in its third epoch, when two are safe."""
 
     def __init__(self, disturb: Mapping[str, Callable[[Run], None]] | None = None) -> None:
-        self.stream = io.StringIO()
+        self.stream = Shown()
         super().__init__(Console(file=self.stream, highlight=False, soft_wrap=True))
         self.waiting, self.epochs = dict(disturb or {}), list[tuple[str, int]]()
 

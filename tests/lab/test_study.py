@@ -127,7 +127,7 @@ def test_jobs_must_be_positive(tmp_path: Path) -> None:
 
 def test_killed_and_stopped_the_same_command_ends_with_the_same_numbers(tmp_path: Path) -> None:
     """SIGKILL in the middle of epoch 2, Ctrl-C in the middle of a later one, then to the end."""
-    settings = ["--seeds=1", "--arms=cbl", "--epochs=6", "--set=batch_size=8", "--set=width=4", "--jobs=2"]
+    settings = ["--seeds=1", "--arms=cbl", "--epochs=6", "--set=batch_size=16", "--set=width=4", "--jobs=2"]
     command = [sys.executable, "-m", "torchcbl", "compare", "demo", *settings, f"--out={tmp_path / 'broken'}"]
     checkpoint = tmp_path / "broken" / "runs" / "cbl-seed0" / "checkpoint.ckpt"
 
