@@ -6,6 +6,8 @@ import copy
 import functools
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -130,3 +132,29 @@ def test_copies_made_in_a_replayed_call_are_free_of_it(make: Callable[[nn.Module
 
 def _double(module: nn.Module, args: object, output: Tensor) -> Tensor:
     return 2 * output
+
+
+LOCKED_IN = """
+import gc, threading, time, torch
+from torch import nn
+from torchcbl.stages.noise import generator_states
+
+def work():
+    for _ in range(50):
+        generator_states(module)
+
+module = nn.Linear(2, 2)
+gc.set_threshold(1)
+gc.callbacks.append(lambda *_: time.sleep(1e-4))  # as freeing a tensor does, it lets other threads run
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert gc.isenabled()
+"""
+
+
+def test_threads_that_note_generators_do_not_wait_for_each_other_for_ever() -> None:
+    """With torch.get_rng_state in place of the module's own way this hangs."""
+    subprocess.run([sys.executable, "-c", LOCKED_IN], check=True, timeout=120)

@@ -15,6 +15,7 @@ from torchcbl.backbone.calls import Call, evaluating
 from torchcbl.backbone.names import submodules
 from torchcbl.backbone.observation import Unfused, eagerly, observe
 from torchcbl.stages.base import Cut, Plan, tensors_in
+from torchcbl.stages.noise import generators_kept
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
 from torchcbl.stages.tracing import NotTraceable, buffers_kept
@@ -171,8 +172,7 @@ def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[s
     """Find writes in place in both modes; what training writes into buffers and takes from the generators is undone."""
     writes = cut.find_writes(call.detached())
     if isinstance(cut, ReplayedCut):
-        devices = {tensor.device for tensor in (*backbone.parameters(), *backbone.buffers()) if tensor.is_cuda}
-        with torch.random.fork_rng(devices=sorted(devices, key=str)), buffers_kept(backbone):
+        with generators_kept(backbone), buffers_kept(backbone):
             backbone.train()
             try:
                 writes = {**writes, **cut.find_writes(call.detached())}

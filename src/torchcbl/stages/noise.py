@@ -8,6 +8,9 @@ draw from a stream of their own, which goes on from step to step.
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 
 States = dict[torch.device, Tensor]
 """States of the generators by device."""
+
+_NOTING = threading.Lock()
 
 
 @dataclass
@@ -52,11 +57,38 @@ class HeldNoise:
 
 def generator_states(module: nn.Module) -> States:
     """Note the states of all generators that a module may draw from: the CPU's and those of its devices."""
-    devices = {torch.device("cpu"), *(parameter.device for parameter in module.parameters())}
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    devices = {torch.device("cpu"), *(tensor.device for tensor in tensors)}
     return {device: _get(device) for device in devices if device.type in ("cpu", "cuda", "mps")}
 
 
+@contextlib.contextmanager
+def generators_kept(module: nn.Module) -> Iterator[None]:
+    """Undo what is drawn meanwhile from the generators that a module may draw from."""
+    states = generator_states(module)
+    try:
+        yield
+    finally:
+        _set(states)
+
+
 def _get(device: torch.device) -> Tensor:
+    """Note a generator's state, without Python's collector.
+
+    torch makes the tensor while it holds the generator's lock. A collection there that frees tensors lets other threads
+    run, and one that asks for a state then waits for that lock without letting any run: no thread goes on.
+    """
+    with _NOTING:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return _state(device)
+        finally:
+            if enabled:
+                gc.enable()
+
+
+def _state(device: torch.device) -> Tensor:
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
     return torch.mps.get_rng_state() if device.type == "mps" else torch.get_rng_state()
