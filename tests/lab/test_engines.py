@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
 import signal
 import subprocess
@@ -62,20 +61,14 @@ def weights(run: Run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.model.iterdir()}
 
 
-class Shown(io.StringIO):
-    """Keep what is written, and print it: pytest shows it of a test that fails."""
-
-    def write(self, text: str) -> int:
-        print(text, end="")
-        return super().write(text)
-
-
 class Watching(Display):
-    """Keep what is shown, and disturb each arm once, in its third epoch, when two are safe."""
+    """Keep what is shown, and disturb each arm once, in its third epoch, when two are safe.
+
+    It is printed too, for pytest to show of a test that fails.
+    """
 
     def __init__(self, disturb: Mapping[str, Callable[[Run], None]] | None = None) -> None:
-        self.stream = Shown()
-        super().__init__(Console(file=self.stream, highlight=False, soft_wrap=True))
+        super().__init__(Console(highlight=False, soft_wrap=True, record=True))
         self.waiting, self.epochs = dict(disturb or {}), list[tuple[str, int]]()
 
     def update(self, run: Run, state: RunState) -> None:
@@ -87,7 +80,7 @@ class Watching(Display):
 
     @property
     def text(self) -> str:
-        return self.stream.getvalue()
+        return self.console.export_text(clear=False)
 
 
 def process_of(run: Run) -> int:
