@@ -135,7 +135,7 @@ def _double(module: nn.Module, args: object, output: Tensor) -> Tensor:
 
 
 LOCKED_IN = """
-import gc, threading, time, torch
+import gc, threading, time
 from torch import nn
 from torchcbl.stages.noise import generator_states
 

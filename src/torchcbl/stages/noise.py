@@ -21,6 +21,7 @@ States = dict[torch.device, Tensor]
 """States of the generators by device."""
 
 _NOTING = threading.Lock()
+"""Held while the collector is off, so that one thread does not switch it on for another."""
 
 
 @dataclass
@@ -64,7 +65,10 @@ def generator_states(module: nn.Module) -> States:
 
 @contextlib.contextmanager
 def generators_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what is drawn meanwhile from the generators that a module may draw from."""
+    """Undo what is drawn meanwhile from the generators that a module may draw from.
+
+    As torch.random.fork_rng does, but with states noted as below.
+    """
     states = generator_states(module)
     try:
         yield
