@@ -96,6 +96,21 @@ def test_what_the_user_says_of_malloc_goes_first() -> None:
     assert said == "False"
 
 
+FILLED = """
+import torch
+from torchcbl.lab.processes import use_threads
+
+torch.use_deterministic_algorithms(True)
+assert torch.empty(2**20).isnan().all()
+use_threads(1)
+assert not torch.empty(2**20).isnan().all()
+"""
+
+
+def test_new_tensors_are_not_filled_before_they_are_written_to() -> None:
+    subprocess.run([sys.executable, "-c", FILLED], check=True)
+
+
 INTERRUPTED = """
 import os, signal, time
 from torchcbl.lab.engines.team import start_method
