@@ -237,12 +237,12 @@ def _audit_adapters(net: ContextLoop, call: Call) -> tuple[AdapterAudit, ...]:
 def _changes(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.Module]) -> list[float]:
     changes = []
     with torch.no_grad():
-        reference = net.run(call.detached(), steps).outputs[-1]
-        for index, adapter in enumerate(adapters):
-            psi: list[Psi] = list(adapters)
-            psi[index] = _perturbed(adapter)
-            moved = net.run(call.detached(), steps, psi).outputs[-1]
-            changes.append(_largest(moved - reference))
+        others = [_perturbed(adapter) for adapter in adapters]
+        with net.mapped(without_cache(net.backbone, call.detached())) as g:
+            reference = g.roll(steps, measure=False).outputs[-1]
+            for index, other in enumerate(others):
+                moved = g.adapted([*adapters[:index], other, *adapters[index + 1 :]]).roll(steps, measure=False)
+                changes.append(_largest(moved.outputs[-1] - reference))
     return changes
 
 

@@ -149,12 +149,13 @@ class ContextLoop(Trainable, Shareable):
         check_order(sites, [one.site.name for one in placed])
         start = order.start(len(placed))
         draft, source = make_plan(backbone, placed, start, call, context.module_name)
-        plan, replayed = choose_plan(backbone, draft, call, cut)
+        plan, chosen = choose_plan(backbone, draft, call, cut)
+        replayed = chosen.replayed_modules()
         self.plan: Plan = plan
         step_norm = "frozen" if step_norm is None and settings.needs_one_map else step_norm
         self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), settings.steps)
         self.has_batch_norm = bool(batch_norms(replayed.items()))
-        self._prepare_cuts()
+        self._prepare_cuts(chosen)
         causal = is_causal(backbone, call, self.output_layout, y)
         self.sites: tuple[Site, ...] = tuple(
             replace(one.site, causal=causal and has_positions_of(one.site, y)) for one in placed
@@ -322,12 +323,15 @@ class ContextLoop(Trainable, Shareable):
         """Find y in what the backbone returned, which may be a tuple where it was a dataclass (`return_dict=False`)."""
         return read_like(self.output_layout, returned, named=self.config.output is not None)
 
-    def _prepare_cuts(self) -> None:
-        """Make the planned cut, and the replayed one that serves what the plan was not made for."""
+    def _prepare_cuts(self, like: Cut | None = None) -> None:
+        """Make the planned cut, like one if given, and the replayed one that serves what the plan was not made for."""
         plan = replace(self.plan, kind="replayed", writes={})
         self._replayed = ReplayedCut(self.backbone, plan, self.step_norm, copy_all=True)
         try:
-            self._cut = make_cut(self.backbone, self.plan, self.step_norm)
+            if like is None:
+                self._cut = make_cut(self.backbone, self.plan, self.step_norm)
+            else:
+                self._cut = like.replanned(self.plan, self.step_norm)
         except NotTraceable:  # a copy of a loop whose backbone has got hooks since
             self._cut = self._replayed
 

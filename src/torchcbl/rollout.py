@@ -228,6 +228,12 @@ class LoopMap(Map):
         part.psi = bind(self.adapters, part.mask, self.tokens)
         return part
 
+    def adapted(self, psi: Sequence[Psi]) -> LoopMap:
+        """Return the map of the same call, after the same step 0, with other adapters."""
+        other = copy.copy(self)
+        other.adapters, other.psi = psi, bind(psi, self.mask, self.tokens)
+        return other
+
     def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Put everything in place again for a step that is computed twice, without feeding statistics twice."""
         self.statistics.note()

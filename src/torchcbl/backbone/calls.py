@@ -99,13 +99,15 @@ def _copy(value: object) -> object:
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Put modules and every submodule in eval mode and give each its own mode back."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
-    for part, _ in modes:
-        part.training = False
+    for part, mode in modes:
+        if mode:  # setting an attribute of a module takes a while
+            part.training = False
     try:
         yield
     finally:
         for part, mode in modes:
-            part.training = mode
+            if part.training is not mode:
+                part.training = mode
 
 
 def describe(call: Call) -> dict[str, object]:

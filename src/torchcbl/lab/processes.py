@@ -19,8 +19,8 @@ _KEPT = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 *
 def use_threads(threads: int) -> None:
     """Let torch compute on so many threads, in memory that this process keeps and does not fill before use.
 
-    Where algorithms are to be deterministic, torch fills each new tensor with NaN before an operation writes to it, lest
-    one be read first. No operation here does, so no number changes; the filling took 5 to 8 % of a step.
+    Where algorithms are to be deterministic, torch fills each new tensor with NaN before an operation writes to it,
+    lest one be read first. No operation here does, so no number changes; the filling took 5 to 8 % of a step.
     """
     import torch
 

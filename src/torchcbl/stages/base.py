@@ -15,7 +15,7 @@ from torchcbl.backbone.calls import Call
 from torchcbl.backbone.layout import Layout
 from torchcbl.solvers.base import NotSelectableError
 from torchcbl.stages.selection import Rules, learn, select
-from torchcbl.step_norm import Step
+from torchcbl.step_norm import Step, StepNorm
 
 Visit = Callable[[int, Tensor], Tensor]
 """Called as visit(l, raw) when site l has been computed; what it returns is the h^(l) the network goes on with."""
@@ -113,6 +113,10 @@ class Cut(ABC):
     def _modules(self) -> Iterator[nn.Module]:
         yield self.backbone
         yield from (child for _, _, child in self._tree if child is not None)
+
+    @abstractmethod
+    def replanned(self, plan: Plan, step_norm: StepNorm | None) -> Cut:
+        """Cut the backbone, which has not changed, again: with other `Plan.writes`, or batch norms that know steps."""
 
     @abstractmethod
     def replayed_modules(self) -> dict[str, nn.Module]:

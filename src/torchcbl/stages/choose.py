@@ -24,7 +24,7 @@ from torchcbl.step_norm import StepNorm
 CutMode = Literal["auto", "traced", "replayed"]
 
 
-def choose_plan(backbone: nn.Module, plan: Plan, call: Call, mode: str) -> tuple[Plan, dict[str, nn.Module]]:
+def choose_plan(backbone: nn.Module, plan: Plan, call: Call, mode: str) -> tuple[Plan, Cut]:
     """Find a cut that gives the backbone's own numbers for the example.
 
     Args:
@@ -34,7 +34,7 @@ def choose_plan(backbone: nn.Module, plan: Plan, call: Call, mode: str) -> tuple
         mode: "auto", "traced" or "replayed".
 
     Returns:
-        The plan, and the modules that run again at every step, by name.
+        The plan, and a cut that knows which modules run again at every step.
 
     Raises:
         ValueError: `mode` is unknown, is "traced" and the backbone cannot be traced (the message says why), or the
@@ -99,7 +99,7 @@ def _reference(backbone: nn.Module, call: Call, replayed: bool = False) -> objec
         return call.detached().run(backbone)
 
 
-def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, dict[str, nn.Module]]:
+def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, Cut]:
     """Cut as planned and check both directions: step 0, and two reruns that change nothing."""
     if plan.kind == "traced" and not all(isinstance(value, Tensor) for value in call.values()):
         raise NotTraceable("an argument is not a tensor")
@@ -108,7 +108,7 @@ def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, dict[str, n
         draft = make_cut(backbone, plan, None)
         try:
             plan = replace(plan, writes=_find_writes(backbone, draft, call))
-            cut = make_cut(backbone, plan, None) if plan.writes else draft
+            cut = draft.replanned(plan, None) if plan.writes else draft
             first = cut.first(call.detached())
             outputs = [first.returned, *(cut.rerun(first, lambda _, raw: raw, step).returned for step in (1, 2))]
         except Exception as error:
@@ -121,7 +121,7 @@ def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, dict[str, n
         raise NotTraceable("its traced graph gives other numbers")
     if plan.kind == "traced":
         _check_gradients(backbone, cut, call)
-    return plan, draft.replayed_modules()
+    return plan, draft
 
 
 def _check_gradients(backbone: nn.Module, cut: Cut, call: Call) -> None:

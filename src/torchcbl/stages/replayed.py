@@ -54,6 +54,10 @@ class ReplayedCut(Cut):
         self.sees_functions = any(_needs_functions(module) for module in self.names)
         self._replayed: dict[str, nn.Module] = {}
 
+    def replanned(self, plan: Plan, step_norm: StepNorm | None) -> ReplayedCut:
+        """See `Cut.replanned`."""
+        return ReplayedCut(self.backbone, plan, step_norm)
+
     def replayed_modules(self) -> dict[str, nn.Module]:
         """Return the modules that ran after the start site; known once `find_writes` has run."""
         return self._replayed

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torchcbl.backbone.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit, tensors_in
 from torchcbl.stages.programs import Builder
-from torchcbl.stages.tracing import trace
+from torchcbl.stages.tracing import Traced, trace
 from torchcbl.step_norm import Step, StepNorm
 
 
@@ -25,15 +25,19 @@ class TracedCut(Cut):
         backbone: The network; its modules are used, not copied.
         plan: Sites in execution order, where reruns start, and how the backbone is called.
         step_norm: What batch norms of the stages do; None leaves them as they are.
+        traced: What `trace` returned for the backbone as it is now; None to trace it.
 
     Raises:
         NotTraceable: See `trace`.
     """
 
-    def __init__(self, backbone: nn.Module, plan: Plan, step_norm: StepNorm | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, plan: Plan, step_norm: StepNorm | None = None, traced: Traced | None = None
+    ) -> None:
         names = plan.sites if plan.source is None else (*plan.sites, plan.source)
         super().__init__(backbone)
-        self.graph, nodes = trace(backbone, plan.pattern, names)
+        self._traced = trace(backbone, plan.pattern, names) if traced is None else traced
+        self.graph, nodes = self._traced
         self.sites = [nodes[name] for name in plan.sites]
         self.start = plan.start
         self.source = None if plan.source is None else nodes[plan.source]
@@ -47,6 +51,10 @@ class TracedCut(Cut):
         self.levels = self._find_levels()
         self.step_norm = step_norm
         self._programs = Builder(self).build()
+
+    def replanned(self, plan: Plan, step_norm: StepNorm | None) -> TracedCut:
+        """Cut the same graph again; see `Cut.replanned`."""
+        return TracedCut(self.backbone, plan, step_norm, self._traced)
 
     def replayed_modules(self) -> dict[str, nn.Module]:
         """The modules that run again at every step, by name."""

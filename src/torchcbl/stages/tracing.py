@@ -14,6 +14,9 @@ from torchcbl.stages.base import has_hooks
 from torchcbl.stages.checkpointing import within_checkpoint
 from torchcbl.step_norm import can_hold, is_dropout
 
+Traced = tuple[fx.Graph, dict[str, fx.Node]]
+"""A backbone's graph, and the node that is each named submodule's output."""
+
 _lock = threading.Lock()
 
 
@@ -45,9 +48,7 @@ class SiteTracer(fx.Tracer):
         return super().create_node(*args, **kwargs)  # type: ignore[arg-type]
 
 
-def trace(
-    backbone: nn.Module, pattern: tuple[int, tuple[str, ...]], names: Sequence[str]
-) -> tuple[fx.Graph, dict[str, fx.Node]]:
+def trace(backbone: nn.Module, pattern: tuple[int, tuple[str, ...]], names: Sequence[str]) -> Traced:
     """Trace the backbone as it is called with so many positional and these keyword arguments, all of them tensors.
 
     Returns:
