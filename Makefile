@@ -18,7 +18,7 @@ help:
 	@echo "make benchmark  the loop's overhead against the same computation written by hand"
 	@echo "make benchmark-memory, make benchmark-solvers   peak memory by gradient rule; solvers against torchdeq"
 	@echo "make benchmark-intervals   how often the intervals of reports hold the truth, in simulated studies"
-	@echo "make benchmark-allocator   what it is worth that training processes keep freed memory"
+	@echo "make benchmark-allocator   what it is worth that training processes keep freed memory, and do not fill new tensors"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

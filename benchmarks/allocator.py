@@ -1,9 +1,10 @@
-"""What keeping freed memory is worth: training steps of processes that keep it against those of processes that do not.
+"""What it is worth that training processes keep freed memory, and that they do not fill new tensors.
 
     OMP_NUM_THREADS=1 python benchmarks/allocator.py --json results/benchmarks/allocator.json
 
 Printed: for each arm, medians over the processes, which run in turn, of processor time and page faults per step of
-batch 128 on one thread, and the median over the pairs of the ratio of times.
+batch 128 on one thread under deterministic algorithms, and the median over the rounds of each ratio of times: freed
+memory kept against given back, then new tensors left as they are against filled with NaN.
 """
 
 from __future__ import annotations
@@ -21,19 +22,30 @@ import torch
 
 import record
 from torchcbl.lab.arms import find_arm
-from torchcbl.lab.processes import USERS_OWN, use_threads
+from torchcbl.lab.processes import USERS_OWN, keep_memory, use_threads
 from torchcbl.lab.recipe import load_recipe
 
 ARMS = ("standard", "cbl")
 WARM_UP, STEPS = 5, 20
 
 
-def measure(arm_name: str, keep: bool) -> dict[str, float]:
-    """Take training steps in this process: milliseconds and page faults of each."""
-    if keep:
+def set_up(kind: str) -> None:
+    """Be a process of one of the three kinds; the last is what trains."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(1)
+    if kind == "kept":
+        keep_memory()
+    elif kind == "unfilled":
         use_threads(1)
-    else:
-        torch.set_num_threads(1)
+
+
+KINDS = ("left", "kept", "unfilled")
+"""Memory given back and new tensors filled; memory kept and new tensors filled; memory kept and nothing filled."""
+
+
+def measure(arm_name: str, kind: str) -> dict[str, float]:
+    """Take training steps in this process: milliseconds and page faults of each."""
+    set_up(kind)
     recipe = load_recipe("cifar10-augmented")
     arm = find_arm(arm_name).adjusted(recipe)
     model = arm.build(recipe, (3, 32, 32), 10, 0).to(memory_format=torch.channels_last).train()
@@ -53,10 +65,10 @@ def measure(arm_name: str, keep: bool) -> dict[str, float]:
     }
 
 
-def measure_apart(arm_name: str, keep: bool) -> dict[str, float]:
+def measure_apart(arm_name: str, kind: str) -> dict[str, float]:
     """Measure in a process of its own, since an allocator has a history."""
     free = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}
-    command = [sys.executable, __file__, "--alone", arm_name, "keep" if keep else "leave"]
+    command = [sys.executable, __file__, "--alone", arm_name, kind]
     found: dict[str, float] = json.loads(subprocess.run(command, env=free, capture_output=True, check=True).stdout)
     return found
 
@@ -68,17 +80,20 @@ def main() -> None:
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
-        print(json.dumps(measure(arguments.alone[0], arguments.alone[1] == "keep")))
+        print(json.dumps(measure(*arguments.alone)))
         return
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for arm in ARMS:
-        pairs = [(measure_apart(arm, True), measure_apart(arm, False)) for _ in range(arguments.pairs)]
-        ratios = [kept["milliseconds"] / left["milliseconds"] for kept, left in pairs]
-        row: dict[str, object] = {"arm": arm, "n": len(pairs), "ratio": statistics.median(ratios)}
-        row |= {"least": min(ratios), "most": max(ratios)}
-        for which, name in enumerate(("kept", "left")):
-            row |= {f"{name}_{key}": statistics.median(pair[which][key] for pair in pairs) for key in pairs[0][which]}
+        rounds = [{kind: measure_apart(arm, kind) for kind in KINDS} for _ in range(arguments.pairs)]
+        row: dict[str, object] = {"arm": arm, "n": len(rounds)}
+        for kind, against in zip(KINDS[1:], KINDS, strict=False):
+            ratios = [found[kind]["milliseconds"] / found[against]["milliseconds"] for found in rounds]
+            row |= {f"{kind}_to_{against}": statistics.median(ratios), f"{kind}_to_{against}_least": min(ratios)}
+            row[f"{kind}_to_{against}_most"] = max(ratios)
+        for kind in KINDS:
+            medians = {key: statistics.median(found[kind][key] for found in rounds) for key in rounds[0][kind]}
+            row |= {f"{kind}_{key}": value for key, value in medians.items()}
         rows.append(row)
         print(", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{value}" for key, value in row.items()))
     if arguments.json:
