@@ -20,7 +20,8 @@ def use_threads(threads: int) -> None:
     """Let torch compute on so many threads, in memory that this process keeps and does not fill before use.
 
     Where algorithms are to be deterministic, torch fills each new tensor with NaN before an operation writes to it,
-    lest one be read first. No operation here does, so no number changes; the filling took 5 to 8 % of a step.
+    lest one be read first. No operation here does, so no number changes, and a step takes 8 to 12 % less time
+    (results/benchmarks/allocator.json).
     """
     import torch
 
@@ -34,7 +35,7 @@ def keep_memory() -> bool:
 
     Left to itself, the GNU C library hands memory back to the system once some dozens of megabytes are free, and every
     step of a training fetches it anew, page by page: 7,000 to 11,000 pages on CIFAR-10. No number changes, and a step
-    takes 5 to 7 % less time on a virtual machine (results/benchmarks/allocator.json).
+    takes 4 to 7 % less time on a virtual machine (results/benchmarks/allocator.json).
 
     Returns:
         Whether it could be had: not with another C library, and not where the user has set MALLOC_* or GLIBC_TUNABLES.
