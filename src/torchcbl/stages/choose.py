@@ -70,17 +70,17 @@ def make_cut(backbone: nn.Module, plan: Plan, step_norm: StepNorm | None) -> Cut
 
 def _check_repeatable(backbone: nn.Module, call: Call) -> None:
     """Run the backbone twice to see that it is a function of its input, and leaves that alone."""
-    names = submodules(backbone)
     fresh = call.detached()
     before = [value._version for value in tensors_in(fresh.values())]
-    first, again = observe(backbone, names, fresh), observe(backbone, names, call.detached())
-    outputs = [tensors_in(_reference(backbone, call)) for _ in range(2)]
+    outputs = [tensors_in(_reference(backbone, one)) for one in (fresh, call.detached())]
     if [value._version for value in tensors_in(fresh.values())] != before:
         raise ValueError(
             f"{type(backbone).__name__} writes into its input, which every step needs as it was: replace the write "
             "(add_, mul_, x[...] =, inplace=True) in its forward, or clone the input there first."
         )
     if not _all_same(*outputs):
+        names = submodules(backbone)
+        first, again = (observe(backbone, names, call.detached()) for _ in range(2))
         differing = [name for name in names if not _all_same(*(tensors_in(o[name].output) for o in (first, again)))]
         where = f", first in what '{min(differing, key=lambda n: first[n].order)}' returns" if differing else ""
         raise ValueError(
@@ -93,17 +93,17 @@ def _check_repeatable(backbone: nn.Module, call: Call) -> None:
 
 
 def _reference(backbone: nn.Module, call: Call, replayed: bool = False) -> object:
-    """Return the backbone's output, as a replay has to give it if so asked."""
+    """Return the backbone's output for a call of its own, as a replay has to give it if so asked."""
     mode = Unfused() if replayed else contextlib.nullcontext()
     with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly(), mode:
-        return call.detached().run(backbone)
+        return call.run(backbone)
 
 
 def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, Cut]:
     """Cut as planned and check both directions: step 0, and two reruns that change nothing."""
     if plan.kind == "traced" and not all(isinstance(value, Tensor) for value in call.values()):
         raise NotTraceable("an argument is not a tensor")
-    expected = _reference(backbone, call, replayed=plan.kind == "replayed")
+    expected = _reference(backbone, call.detached(), replayed=plan.kind == "replayed")
     with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly():
         draft = make_cut(backbone, plan, None)
         try:
