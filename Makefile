@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ZOO ?= .venv-zoo
 JOBS ?= 2
-# what installs: pip, or, with UV=uv, uv in a tenth of the time, which needs indexes of its own where pip has some
+# what installs: pip, or, with UV=uv, uv, which is faster and needs indexes of its own where pip has some
 UV ?=
 install = $(if $(UV),$(UV) pip install --python $(1)/bin/python,$(1)/bin/python -m pip install) --quiet
 

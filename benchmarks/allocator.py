@@ -26,6 +26,8 @@ from torchcbl.lab.processes import USERS_OWN, keep_memory, use_threads
 from torchcbl.lab.recipe import load_recipe
 
 ARMS = ("standard", "cbl")
+KINDS = ("left", "kept", "unfilled")
+"""Memory given back and new tensors filled; memory kept and new tensors filled; memory kept and nothing filled."""
 WARM_UP, STEPS = 5, 20
 
 
@@ -37,10 +39,6 @@ def set_up(kind: str) -> None:
         keep_memory()
     elif kind == "unfilled":
         use_threads(1)
-
-
-KINDS = ("left", "kept", "unfilled")
-"""Memory given back and new tensors filled; memory kept and new tensors filled; memory kept and nothing filled."""
 
 
 def measure(arm_name: str, kind: str) -> dict[str, float]:

@@ -101,9 +101,10 @@ import torch
 from torchcbl.lab.processes import use_threads
 
 torch.use_deterministic_algorithms(True)
-assert torch.empty(2**20).isnan().all()
 use_threads(1)
-assert not torch.empty(2**20).isnan().all()
+assert not torch.empty(2**20).isnan().all()  # before anything is filled, whose memory could come again
+torch.utils.deterministic.fill_uninitialized_memory = True
+assert torch.empty(2**20).isnan().all()
 """
 
 
