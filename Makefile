@@ -45,7 +45,7 @@ $(ZOO)/.ready: pyproject.toml constraints-zoo.txt
 	@touch $@
 
 test-zoo: $(ZOO)/.ready
-	$(ZOO)/bin/python -m pytest tests/zoo --numprocesses $(JOBS) --quiet
+	$(ZOO)/bin/python -m pytest tests/zoo --numprocesses $(JOBS) --dist loadgroup --quiet
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -219,7 +219,7 @@ def test_threads_may_share_a_net(kind: tuple[Case, str]) -> None:
     [("mlp", "traced", "film"), ("branching", "replayed", "recurrent"), ("transformer", "replayed", "token")],
 )
 def test_many_threads_and_calls(name: str, cut: str, adapter: str) -> None:
-    share_between_threads(CASES[name], cut, adapter, threads=8, calls=60)
+    share_between_threads(CASES[name], cut, adapter, threads=8, calls=25)
 
 
 def share_between_threads(case: Case, cut: str, adapter: str, threads: int, calls: int) -> None:

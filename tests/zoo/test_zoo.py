@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 import torchcbl as cbl
-from behaviours import BEHAVIOURS
+from behaviours import BEHAVIOURS, ESSENTIAL
 from subject import Subject, awaken, output_of
 from zoo_models import FULL, MODELS, ZooModel
 
@@ -38,8 +39,18 @@ def build(model: ZooModel, adapter: str = "film", **context: object) -> cbl.Cont
     return cbl.ContextLoop(model.build().eval(), model.sites, model.batch(2), adapter, settings)
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-@pytest.mark.parametrize("name", MODELS)
+def per_network() -> Iterator[object]:
+    """Every behaviour that depends on the adapter, and two of the others in turn, of each network in one process.
+
+    docs/model_table.py examines all of them.
+    """
+    others = [behaviour for behaviour in BEHAVIOURS if behaviour not in ESSENTIAL]
+    for i, name in enumerate(MODELS):
+        for behaviour in (*ESSENTIAL, *(other for j, other in enumerate(others) if (i + j) % 3 == 0)):
+            yield pytest.param(name, behaviour, marks=pytest.mark.xdist_group(name))
+
+
+@pytest.mark.parametrize(("name", "behaviour"), per_network())
 def test_behaviours(name: str, behaviour: str) -> None:
     examine(name, behaviour)
 

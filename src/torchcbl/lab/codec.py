@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -87,8 +88,8 @@ def _read(kind: Any, value: object, key: str) -> Any:
 
 
 def _read_fields(kind: Any, value: object, key: str) -> Any:
-    given, hints = _of(dict, value, key), get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    given = _of(dict, value, key)
+    fields, hints = _fields_of(kind)
     missing = sorted(
         name
         for name, field in fields.items()
@@ -101,6 +102,11 @@ def _read_fields(kind: Any, value: object, key: str) -> Any:
     if unknown:
         raise ValueError(f"{key} holds unknown {unknown}")
     return found
+
+
+@functools.cache  # a file holds thousands of a kind
+def _fields_of(kind: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    return {field.name: field for field in dataclasses.fields(kind)}, get_type_hints(kind)
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: object, key: str) -> tuple[Any, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from torchcbl.lab.statistics import (
     practical,
     two_level_interval,
 )
+
+ReadAnswers = Callable[[str], NDArray[np.bool_] | None]
+"""Maps a run's name to which samples it had right at every step, (T + 1, N); None where that was not measured."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def beyond(findings: Findings) -> tuple[Beyond, ...]:
 def _against_controls(findings: Findings, treatment: str) -> Beyond:
     bounds = [arm for arm in findings.arms if is_oracle(arm) and same_network(arm, treatment)]
     scores = findings.scores(treatment)
-    controls = [_control(findings, comparison) for comparison in findings.families[treatment]]
+    # the treatment's own files are asked for by every control
+    read = None if findings.folder is None else functools.cache(functools.partial(read_answers, findings.folder))
+    controls = [_control(findings, comparison, read) for comparison in findings.families[treatment]]
     return Beyond(
         treatment,
         tuple(sorted(controls, key=_by_difference)),
@@ -122,9 +127,9 @@ def _described(name: str, comparison: Comparison) -> Control:
     return Control(name, comparison, isolates=arm.isolates, holds_equal=arm.holds_equal)
 
 
-def _control(findings: Findings, comparison: Comparison) -> Control:
+def _control(findings: Findings, comparison: Comparison, read: ReadAnswers | None) -> Control:
     described = _described(comparison.baseline, comparison)
-    pair = _answers(findings, comparison)
+    pair = _answers(findings, comparison, read)
     values = comparison.differences
     return Control(
         described.name,
@@ -139,20 +144,21 @@ def _control(findings: Findings, comparison: Comparison) -> Control:
     )
 
 
-def _answers(findings: Findings, comparison: Comparison) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+def _answers(
+    findings: Findings, comparison: Comparison, read: ReadAnswers | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
     """Find which images treatment and control had right in the paired runs, (S, N) each, if all were measured."""
-    folder = findings.folder
-    if folder is None or not comparison.n:
+    if read is None or not comparison.n:
         return None
     own = comparison.baseline == own_first_step(comparison.treatment)
     control, step = (comparison.treatment, 0) if own else (comparison.baseline, -1)
     images = findings.records[0].test.n
-    first = _stacked(folder, comparison.treatment, comparison.seeds, -1, images)
-    second = _stacked(folder, control, comparison.seeds, step, images)
+    first = _stacked(read, comparison.treatment, comparison.seeds, -1, images)
+    second = _stacked(read, control, comparison.seeds, step, images)
     return None if first is None or second is None else (first, second)
 
 
-def _stacked(folder: Path, arm: str, seeds: Sequence[int], step: int, images: int) -> NDArray[np.bool_] | None:
-    found = [read_answers(folder, run_name(arm, seed)) for seed in seeds]
+def _stacked(read: ReadAnswers, arm: str, seeds: Sequence[int], step: int, images: int) -> NDArray[np.bool_] | None:
+    found = [read(run_name(arm, seed)) for seed in seeds]
     rows = [right[step] for right in found if right is not None and right.shape[1] == images]
     return np.stack(rows) if len(rows) == len(seeds) else None
