@@ -36,8 +36,9 @@ demo: $(VENV)/.lab
 	@cp runs/demo/report.html report.html
 	@echo "The report is report.html: open it in any browser."
 
+# a file in one process, since its tests share what is costly to make; in the order that they stand in
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --quiet
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --quiet
 
 $(ZOO)/.ready: pyproject.toml constraints-zoo.txt
 	$(PYTHON) -m venv $(ZOO)
