@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 import torchcbl as cbl
-from distributed_worker import ENGINES, TARGET, Network, X, make_net
+from distributed_worker import ENGINES, EXAMPLE_ENGINES, TARGET, Network, X, make_net
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_distributed.py"
@@ -40,13 +40,20 @@ def run(*arguments: str | Path) -> str:
     return printed
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What one launch of the worker and, after it, of the example left in a folder and printed."""
+    folder = tmp_path_factory.mktemp("launched")
+    return folder, run(*LAUNCH, WORKER, folder, EXAMPLE)
+
+
 @needs_gloo
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    run(*LAUNCH, WORKER, tmp_path)
+def test_two_processes_train_as_one_does(launched: tuple[Path, str]) -> None:
+    folder, _ = launched
     for engine in ENGINES:
-        net = cbl.load(tmp_path / engine, Network().double()).eval()
-        saved = torch.load(tmp_path / f"{engine}.pt")
+        net = cbl.load(folder / engine, Network().double()).eval()
+        saved = torch.load(folder / f"{engine}.pt")
         for found, expected in zip(net.refine(X).outputs, saved, strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         assert not torch.equal(saved[0], make_net().eval().refine(X).outputs[0]), "it was never trained"
@@ -54,17 +61,18 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 @needs_gloo
 @pytest.mark.slow
-def test_the_example_reports_the_same_in_one_process_and_in_two(tmp_path: Path) -> None:
-    launches = {"one": [EXAMPLE], "ddp": [*LAUNCH, EXAMPLE], "fsdp": [*LAUNCH, EXAMPLE, "--engine", "fsdp"]}
+def test_the_example_reports_the_same_in_one_process_and_in_two(launched: tuple[Path, str], tmp_path: Path) -> None:
+    folder, printed = launched
+    alone = run(EXAMPLE, "--epochs", "1", "--out", tmp_path / "one")
+    said = {"one": alone, **dict(zip(EXAMPLE_ENGINES, re.split(r"the example under \w+", printed)[1:], strict=True))}
     accuracies = {}
-    for name, launch in launches.items():
-        printed = run(*launch, "--epochs", "1", "--out", tmp_path / name)
-        accuracies[name] = [float(value) for value in re.findall(r"accuracy ([\d.]+)%", printed)]
-        assert (tmp_path / name / "adapters.safetensors").is_file()
-        assert len(accuracies[name]) == 1, f"{name} should print once per epoch, by rank 0 alone:\n{printed}"
+    for engine, text in said.items():
+        accuracies[engine] = [float(value) for value in re.findall(r"accuracy ([\d.]+)%", text)]
+        assert len(accuracies[engine]) == 1, f"{engine} should print once per epoch, by rank 0 alone:\n{text}"
     assert accuracies["one"][0] > 60  # of ten classes
-    for name in ("ddp", "fsdp"):  # the same batches, summed in another order
-        assert accuracies[name] == pytest.approx(accuracies["one"], abs=1.0)
+    for engine in EXAMPLE_ENGINES:
+        assert (folder / f"example-{engine}" / "adapters.safetensors").is_file()
+        assert accuracies[engine] == pytest.approx(accuracies["one"], abs=1.0)  # the same batches, in another order
 
 
 def sync_batch_norm() -> nn.Module:
