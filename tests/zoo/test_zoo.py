@@ -40,13 +40,13 @@ def build(model: ZooModel, adapter: str = "film", **context: object) -> cbl.Cont
 
 
 def per_network() -> Iterator[object]:
-    """Every behaviour that depends on the adapter, and two of the others in turn, of each network in one process.
+    """Every behaviour that depends on the adapter, and one of the others in turn, of each network in one process.
 
     docs/model_table.py examines all of them.
     """
     others = [behaviour for behaviour in BEHAVIOURS if behaviour not in ESSENTIAL]
     for i, name in enumerate(MODELS):
-        for behaviour in (*ESSENTIAL, *(other for j, other in enumerate(others) if (i + j) % 3 == 0)):
+        for behaviour in (*ESSENTIAL, others[i % len(others)]):
             yield pytest.param(name, behaviour, marks=pytest.mark.xdist_group(name))
 
 
@@ -75,7 +75,7 @@ def test_other_adapters(name: str, adapter: str) -> None:
     assert all(p.grad is not None for p in net.backbone.parameters())
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("behaviour", ESSENTIAL)
 @pytest.mark.parametrize("name", VITS)
 def test_tokens_join_the_attention_of_a_vit(name: str, behaviour: str) -> None:
     fused = name == "torchvision vit"  # nn.MultiheadAttention, which in inference takes another path without a loop
@@ -96,7 +96,7 @@ def test_where_tokens_cannot_join(name: str, site: str, message: str) -> None:
         cbl.ContextLoop(MODELS[name].build(), site, MODELS[name].batch(2), "token")
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("behaviour", ESSENTIAL)
 @pytest.mark.parametrize("schedule", ["literal", "synchronous"])
 @pytest.mark.parametrize("name", ["torchvision resnet18", "timm vit_tiny"])
 def test_other_schedules(name: str, schedule: str, behaviour: str) -> None:

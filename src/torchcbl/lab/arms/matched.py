@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,9 @@ REFERENCE = Loop("cbl")
 _HIDDEN, _FINENESS, _LARGEST = 256, 64, 8
 Widths = tuple[int, int, int, int]
 """Channels of the three blocks, and units of the first linear layer."""
+Scaled = tuple[float, tuple[int, int, int]]
+"""A factor, and the channels of the three blocks at it."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,16 +115,19 @@ def widths_by_parameters(recipe: Recipe, shape: Shape, num_classes: int) -> Widt
         ValueError: No widths come within 1 %.
     """
     target = _num_parameters(REFERENCE.build(recipe, shape, num_classes, seed=0))
-    best: Widths | None = None
-    misfit = math.inf
-    for factor, blocks in _scaled(recipe.width):
+
+    def hidden_of(blocks: tuple[int, int, int]) -> int:
         one, two = (_num_parameters(_meta((*blocks, hidden), shape, num_classes)) for hidden in (1, 2))
-        hidden = 1 + round((target - one) / (two - one))
-        if hidden < 1:
-            break
-        off = abs(math.log(hidden / (factor * _HIDDEN)))
-        if off < misfit:
-            best, misfit = (*blocks, hidden), off
+        return 1 + round((target - one) / (two - one))
+
+    def shrunk(scaled: Scaled) -> float:
+        """How much less the linear layer has grown than the blocks, in logarithms: the more, the wider those are."""
+        hidden = hidden_of(scaled[1])
+        return math.log(scaled[0] * _HIDDEN / hidden) if hidden >= 1 else math.inf
+
+    choices = _scaled(recipe.width)
+    factor, blocks = min(_around(choices, 0, shrunk), key=lambda scaled: abs(shrunk(scaled)))
+    best: Widths | None = (*blocks, hidden_of(blocks)) if shrunk((factor, blocks)) < math.inf else None
     found = _num_parameters(_meta(best, shape, num_classes)) if best else 0
     return _accept(best, found, target, PARAMETER_TOLERANCE, "wider-params", "parameters")
 
@@ -136,13 +144,8 @@ def widths_by_flops(recipe: Recipe, shape: Shape, num_classes: int) -> Widths:
     def miss(widths: Widths) -> float:
         return abs(_plain_flops(widths, shape, num_classes) - target)
 
-    nearest: Widths | None = None
-    for factor, blocks in _scaled(recipe.width):
-        widths = (*blocks, round(factor * _HIDDEN))
-        if nearest is not None and miss(widths) > miss(nearest):
-            break
-        nearest = widths
-    assert nearest is not None
+    choices = [(*blocks, round(factor * _HIDDEN)) for factor, blocks in _scaled(recipe.width)]
+    nearest = min(_around(choices, target, lambda widths: _plain_flops(widths, shape, num_classes)), key=miss)
     if miss(nearest) > FLOP_TOLERANCE * target:  # of narrow networks: one channel is a large step
         a, b, c, hidden = nearest
         moves = itertools.product((-1, 0, 1), repeat=3)
@@ -179,15 +182,17 @@ def _plain_flops(widths: Widths, shape: Shape, num_classes: int) -> float:
     return count_training_flops(lambda x, y: F.cross_entropy(model(x), y), example_of(shape), num_classes)
 
 
-def _scaled(width: int) -> Iterator[tuple[float, tuple[int, int, int]]]:
-    """Go through factors from 1 up, and the blocks' widths at each, none of them twice."""
-    seen = None
-    for step in range(_FINENESS, _LARGEST * _FINENESS + 1):
-        factor = step / _FINENESS
-        blocks = (round(factor * width), round(factor * 2 * width), round(factor * 4 * width))
-        if blocks != seen:
-            seen = blocks
-            yield factor, blocks
+def _scaled(width: int) -> list[Scaled]:
+    """List factors from 1 up, and the blocks' widths at each, none of them twice."""
+    factors = (step / _FINENESS for step in range(_FINENESS, _LARGEST * _FINENESS + 1))
+    first = {(round(f * width), round(f * 2 * width), round(f * 4 * width)): f for f in reversed([*factors])}
+    return [(factor, blocks) for blocks, factor in reversed(first.items())]
+
+
+def _around(choices: Sequence[T], target: float, key: Callable[[T], float]) -> Sequence[T]:
+    """Of choices with an ever larger key, return the last below a target and the first that is not."""
+    place = bisect.bisect_left(choices, target, key=key)
+    return choices[max(0, place - 1) : place + 1]
 
 
 def _network(widths: Widths, shape: Shape, num_classes: int) -> StandardCNN:
