@@ -18,17 +18,17 @@ from torchcbl.lab.measures.clean import Change, Clean
 from torchcbl.lab.measures.found import Measures, Row
 from torchcbl.lab.report.drawing import INK, canvas, legend, title
 from torchcbl.lab.report.looks import colour, featured, marker
-from torchcbl.lab.report.measures.section import Section, cell, of_loops, table_of, verdicts
+from torchcbl.lab.report.measures.section import Section, cell, table_of
 from torchcbl.lab.report.roles import is_oracle
 from torchcbl.lab.report.tables import NONE, Table
 
 _MOST_PICTURES = 24
 
 _NOTE = (
-    "ECE takes 15 bins of equal width (Guo et al. 2017). Confidence lets a sample go when max p reaches the "
-    "level, agreement when so many steps gave the answer of the one before. Asked from step 1 on, that is the "
-    "library's halting=; asked from step 0 on, the first answer may be the last. Seconds are medians on one "
-    "machine, and only informative."
+    "Accuracy is tested in the study's report, within families of comparisons, and not a second time here. ECE takes "
+    "15 bins of equal width (Guo et al. 2017). Confidence lets a sample go when max p reaches the level, agreement "
+    "when so many steps gave the answer of the one before. Asked from step 1 on, that is the library's halting=; asked "
+    "from step 0 on, the first answer may be the last. Seconds are medians on one machine, and only informative."
 )
 
 
@@ -37,11 +37,11 @@ def section(found: Measures) -> Section | None:
     rows = found.rows(found.of("clean", Clean), lambda run: len(run.scores.accuracy))
     if not rows:
         return None
-    said = verdicts(found, rows, "Accuracy", lambda run, step: 100 * run.scores.accuracy[step])
+    trend = tuple(_trend(rows))
     return Section(
         "clean",
         "The test part as it is: calibration, cost, early exit",
-        (*said, *_trend(rows)),
+        trend,
         (_scores(rows), *_changes(rows), _cost(rows)),
         (
             (
@@ -52,7 +52,7 @@ def section(found: Measures) -> Section | None:
             ("cost", _curve(rows), "Accuracy by mean cost when samples stop early; large marks: no early exit."),
         ),
         _NOTE,
-        told=(*of_loops(found, said), *_trend(rows)),
+        told=trend,
         folded=tuple(_exits(rows)),
     )
 
