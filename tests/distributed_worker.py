@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
+import importlib
 import itertools
 import sys
 from collections.abc import Callable
@@ -175,11 +175,8 @@ def save(engine: str, rank: int, folder: Path) -> None:
 
 def run_example(script: Path, folder: Path) -> None:
     """Run the example under each of its engines, here rather than in launches of its own, of which each takes long."""
-    spec = importlib.util.spec_from_file_location("example", script)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    sys.path.insert(0, str(script.parent))
+    example = importlib.import_module(script.stem)
     for engine in EXAMPLE_ENGINES:
         if dist.get_rank() == 0:
             print(f"the example under {engine}", flush=True)

@@ -1,4 +1,4 @@
-"""The behavioural checklist, over every adapter x schedule x backbone (and both cuts)."""
+"""The behavioural checklist, over every adapter x schedule x backbone; the other cut meets every two of them."""
 
 from __future__ import annotations
 

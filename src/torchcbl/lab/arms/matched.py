@@ -116,6 +116,7 @@ def widths_by_parameters(recipe: Recipe, shape: Shape, num_classes: int) -> Widt
     """
     target = _num_parameters(REFERENCE.build(recipe, shape, num_classes, seed=0))
 
+    @lru_cache
     def hidden_of(blocks: tuple[int, int, int]) -> int:
         one, two = (_num_parameters(_meta((*blocks, hidden), shape, num_classes)) for hidden in (1, 2))
         return 1 + round((target - one) / (two - one))
