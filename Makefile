@@ -18,6 +18,7 @@ help:
 	@echo "make benchmark  the loop's overhead against the same computation written by hand"
 	@echo "make benchmark-memory, make benchmark-solvers   peak memory by gradient rule; solvers against torchdeq"
 	@echo "make benchmark-intervals   how often the intervals of reports hold the truth, in simulated studies"
+	@echo "make clean      remove both environments and the demo's results; other studies in runs stay"
 	@echo "make benchmark-allocator   what it is worth that training processes keep freed memory, and do not fill new tensors"
 
 $(VENV)/bin/python:
@@ -66,4 +67,4 @@ benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers: benc
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$*.py --json results/benchmarks/$*.json
 
 clean:
-	rm -rf $(VENV) $(ZOO) runs report.html
+	rm -rf $(VENV) $(ZOO) runs/demo report.html

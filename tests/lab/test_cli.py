@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,8 @@ def test_a_failed_run_gives_exit_code_1_and_its_log(tmp_path: Path, capsys: pyte
         (["compare", "cifar10", "--data", "{}/none", "--out", "{}"], "none"),
         (["compare", "--data", "image:{}"], "--data knows images:DIR, audio:DIR or a folder, got 'image:"),
         (["compare", "--data", "{}", "--out", "{}"], "is on digits, which come with scikit-learn: leave out --data"),
+        (["compare", "--data", "images:"], "--data images:DIR needs the folder, got 'images:'"),
+        (["compare", "--out", "/dev/null"], "could not write to the folder /dev/null: "),
         (["report", "{}/none"], "holds no study"),
         (["audit", "{}/none"], "is no run: give OUT/runs/<arm>-seed<k>"),
         (["audit", "{}/runs/cbl-seed0"], "recipe.toml is not there"),
@@ -138,13 +141,25 @@ def test_a_users_error_is_one_line_without_traceback(
 
 
 def test_an_unfinished_run_cannot_be_audited(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no weights" in failure(capsys, "audit", str(study / "runs" / "cbl-seed7"))
+    said = failure(capsys, "audit", str(study / "runs" / "cbl-seed7"))
+    assert "holds no weights: run the same `torchcbl compare` until it is finished" in said
+
+
+def test_a_run_whose_weights_are_gone_says_how_to_have_them_again(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(study, tmp_path / "out")
+    shutil.rmtree(out / "runs" / "cbl-seed0" / "model")
+    said = failure(capsys, "audit", str(out / "runs" / "cbl-seed0"))
+    assert f"delete {out / 'records' / 'cbl-seed0.json'} and run the same `torchcbl compare` again" in said
 
 
 def test_a_shape_is_numbers_and_commas(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["sites", "StandardCNN", "--input", "1,3,x"])
-    assert "a shape is whole numbers and commas, as in 1,3,32,32, got '1,3,x'" in capsys.readouterr().err
+    for text in ("1,3,x", "-1,3", "0,3"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["sites", "StandardCNN", f"--input={text}"])
+        message = f"a shape is whole numbers >= 1 and commas, as in 1,3,32,32, got '{text}'"
+        assert message in capsys.readouterr().err
 
 
 def test_sites(capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,10 +216,18 @@ def test_a_journal_gives_whole_messages_once(tmp_path: Path) -> None:
         stream.flush()
         assert reader.read() == []
         stream.write('st": "node2"}}\n')
+    with path.open("a") as stream:
+        stream.write('{"Ended": {"pro')  # cut off by a full disk
     writer.append(Ended(Problem("memory full", lost=True)))
     writer.append(Ended())
     assert reader.read() == [Begun("node2"), Ended(Problem("memory full", lost=True)), Ended()]
     assert reader.read() == []
+
+
+def test_a_message_that_a_full_disk_cuts_off_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", lambda descriptor, line: len(line) - 1)
+    with pytest.raises(OSError, match=r"could not write .*states\.jsonl: the disk is full"):
+        Journal(tmp_path / "states.jsonl").append(Ended())
 
 
 # teams

@@ -23,6 +23,17 @@ def broken():
 def needy(width):
     return nn.Linear(width, 2)
 
+def recurrent():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0])
+
+    return Tagger()
+
 number = lambda: 3
 bare = nn.Identity
 """
@@ -47,6 +58,13 @@ def test_a_model_from_a_module_in_the_current_folder(models: Path, monkeypatch: 
     monkeypatch.chdir(models.parent)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert len(list(find_model("my_models_for_sites:build").children())) == 3
+
+
+def test_a_site_that_returns_a_tuple(models: Path) -> None:
+    assert describe_sites(f"{models}:recurrent", (2, 5, 4)).splitlines() == [
+        "lstm  LSTM    288 parameters  h: (B, 5, 6) at [0]",
+        "head  Linear  21 parameters   h: (B, 5, 3)",
+    ]
 
 
 def test_a_model_without_submodules(models: Path) -> None:

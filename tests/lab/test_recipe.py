@@ -146,3 +146,10 @@ def test_options_that_are_not_used_leave_no_trace() -> None:
     assert noisy.as_dict()["noise"] == 0.5
     assert differences(noisy.as_dict(), plain) == ["masking is true there, false here", "noise is 0.5 there, 0.0 here"]
     assert differences(plain.as_dict(), noisy) == ["masking is false there, true here", "noise is 0.0 there, 0.5 here"]
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'name = "\xff"')
+    with pytest.raises(ValueError, match=r"mine\.toml is not valid TOML: .*utf-8"):
+        read_recipe(path)

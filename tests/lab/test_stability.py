@@ -104,9 +104,19 @@ def test_from_the_command_line(study: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((folder / "stability.json").read_text("utf-8"))["samples"] == 20
 
 
+def test_other_data_than_the_run_s_are_refused(study: Path) -> None:
+    noted = study / "data.json"
+    noted.write_text('{"sizes": {}}')
+    try:
+        with pytest.raises(ValueError, match="was made with other data: sizes"):
+            examine(study / "runs" / "cbl-seed0", samples=10, steps=2)
+    finally:
+        noted.unlink()
+
+
 def test_what_has_no_stability(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in [
-        ([str(study / "runs" / "standard-seed0")], "standard-seed0 is the plain network: it has no loop"),
+        ([str(study / "runs" / "standard-seed0")], "standard-seed0 is no `ContextLoop`: it has no loop"),
         ([str(study / "runs" / "cbl-seed7")], "holds no weights"),
         ([str(study)], "is no run: give OUT/runs/<arm>-seed<k>"),
         ([str(study / "runs" / "cbl-seed0"), "--samples", "0"], "samples must be >= 1 and steps >= 2, got samples=0"),

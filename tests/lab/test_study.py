@@ -68,21 +68,21 @@ def test_a_failing_run_does_not_take_the_others_down(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_another_study_names_what_differs(tmp_path: Path) -> None:
-    claim(tiny(), tmp_path)
-    claim(tiny(seeds="7"), tmp_path)
+    (tmp_path / "recipe.toml").write_text(tiny(seeds="7").as_toml())
     begun = tmp_path / "runs" / "cbl-seed0" / "checkpoint.ckpt"
     begun.parent.mkdir(parents=True)
     begun.touch()
     with pytest.raises(ValueError, match=r"another study: epochs is 1 there, 2 here; alpha is 0.0 there, 0.5 here"):
         claim(tiny(epochs="2", alpha="0.5"), tmp_path)
-    assert read_recipe(tmp_path / "recipe.toml") == tiny(seeds="7")
+    assert claim(tiny(), tmp_path) == tiny(seeds="7")
 
 
 def test_a_study_that_did_not_begin_leaves_the_folder_free(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot hold out 1400"):
         run_study(tiny(validation_size="1400"), tmp_path, quiet()[0])
-    claim(tiny(epochs="2"), tmp_path)
-    assert read_recipe(tmp_path / "recipe.toml") == tiny(epochs="2")
+    assert not (tmp_path / "recipe.toml").exists()
+    (tmp_path / "recipe.toml").write_text(tiny(seeds="50").as_toml())  # a slip, stopped before an epoch was over
+    assert claim(tiny(epochs="2"), tmp_path) == tiny(epochs="2")
 
 
 def test_a_damaged_record_stops_the_study(tmp_path: Path) -> None:

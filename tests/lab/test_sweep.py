@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from torchcbl.lab.arms import find_arm
@@ -202,11 +204,37 @@ def test_sweeps_and_studies_keep_out_of_each_others_folders(tmp_path: Path) -> N
     save(a_sweep("steps=1"), tmp_path / "sweep")
     with pytest.raises(ValueError, match="holds a sweep"):
         claim_study(RECIPE, tmp_path / "sweep")
-    claim_study(RECIPE, tmp_path / "study")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "recipe.toml").write_text(RECIPE.as_toml())
     with pytest.raises(ValueError, match="holds a study"):
         claim(a_sweep("steps=1"), tmp_path / "study")
     with pytest.raises(FileNotFoundError, match="holds no sweep"):
         load(tmp_path / "study")
+
+
+def test_a_kill_between_the_two_files_of_a_sweep_leaves_the_folder_usable(tmp_path: Path) -> None:
+    save(a_sweep("steps=1"), tmp_path)
+    (tmp_path / "recipe.toml").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks recipe.toml: run the same `torchcbl sweep` again"):
+        load(tmp_path)
+    assert claim(a_sweep("steps=2"), tmp_path) == a_sweep("steps=2")
+
+
+@pytest.mark.parametrize("over", ["width=4,8", "image_size=8,16"])
+def test_a_sweep_that_was_begun_on_other_data_is_refused(over: str, tmp_path: Path) -> None:
+    folders, recipe = [tmp_path / "a", tmp_path / "b"], load_recipe("images", {"seeds": "1"})
+    for shift, folder in enumerate(folders):
+        for label, number in itertools.product("xy", range(4)):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number + shift,) * 3).save(folder / label / f"{number}.png")
+    sweep, out = a_sweep(over, recipe=recipe), tmp_path / "out"
+    checked(sweep, out, folders[0], silent)
+    checked(sweep, out, folders[1], silent)  # nothing has been trained: the folder is free
+    (out / "runs" / "cbl").mkdir(parents=True)
+    (out / "runs" / "cbl" / "checkpoint.ckpt").touch()
+    checked(sweep, out, folders[1], silent)
+    with pytest.raises(ValueError, match="was made with other data: digest there"):
+        checked(sweep, out, folders[0], silent)
 
 
 @pytest.mark.parametrize("change", [{"schema": 9}, {"settings": [{"steps": "x"}]}, {"settings": 3}, {"arm": "cbl2"}])
@@ -316,6 +344,7 @@ def test_killed_and_stopped_the_same_command_goes_on_and_what_it_chose_runs(
     [
         (["--over", "steps=1,x"], "'steps' must be a whole number"),
         (["--over", "epochs=1,2", "--epochs", "3"], "--epochs and --over epochs both say how long to train"),
+        (["--finish", "--engine", "ray", "--devices", "2"], "leave out --engine, --devices"),
         (["--over", "steps=1", "--finish"], "--finish trains nothing and takes the sweep as"),
         (["--finish"], "holds no sweep"),
         (["--over", "steps=1", "--by", "test"], "--by must be one of accuracy, loss"),

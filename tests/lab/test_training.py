@@ -105,13 +105,15 @@ def test_an_interrupted_run_ends_with_the_same_numbers_bit_for_bit(arm: str, tmp
     expected = train(whole)
     interrupted_after(1, broken)
     interrupted_after(2, broken)
-    (broken.folder / ".checkpoint.ckpt.x1y2").write_text("a kill in the middle of a write")
+    broken.model.mkdir()
+    for half in (broken.folder / ".checkpoint.ckpt.x1y2", broken.model / ".config.json.x1y2"):
+        half.write_text("a kill in the middle of a write")
     states: list[RunState] = []
     record = train(broken, states.append)
     assert [state.epoch for state in states] == [3], "finished epochs are not repeated"
     assert numbers(record) == numbers(expected)
     assert weights(broken) == weights(whole)
-    assert not list(broken.folder.glob(".*"))
+    assert not list(broken.folder.rglob(".*"))
     assert record.seconds["training"] == sum(epoch.seconds for epoch in record.epochs)
     with (broken.folder / "logs" / "metrics.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 3
@@ -127,6 +129,8 @@ def test_a_run_killed_before_its_record_only_tests_again(tmp_path: Path) -> None
     states: list[RunState] = []
     assert numbers(train(broken, states.append)) == numbers(expected)
     assert states == []
+    with (broken.folder / "logs" / "metrics.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 3
 
 
 def test_a_damaged_checkpoint_means_a_fresh_start_with_a_warning(tmp_path: Path) -> None:

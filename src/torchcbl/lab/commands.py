@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from torchcbl.lab.engines import Engine
 
 USER_ERROR, FAILED = 2, 1
-_TRAINING = ("over", "samples", "seeds", "epochs", "arm", "set", "jobs", "threads", "slurm")
+_TRAINING = (
+    *("over", "samples", "seeds", "epochs", "arm", "set", "jobs", "threads"),
+    *("engine", "devices", "nodes", "strategy", "slurm"),
+)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -80,7 +83,7 @@ def sweep(options: argparse.Namespace) -> int:
 
 def _finish_sweep(options: argparse.Namespace, out: Path) -> int:
     """Choose among what is finished; refuse what only training would read."""
-    unread = [f"--{key}" for key in _TRAINING if getattr(options, key)]
+    unread = [f"--{key}" for key in _TRAINING if getattr(options, key) not in (None, [])]
     if unread:
         raise ValueError(
             f"--finish trains nothing and takes the sweep as {out} holds it: leave out {', '.join(unread)}."
@@ -184,11 +187,10 @@ def robustness(options: argparse.Namespace) -> int:
 
 
 def _report(out: Path) -> None:
-    from torchcbl.lab.records import read_records
-    from torchcbl.lab.report import build_report, table
+    from torchcbl.lab.report import build_report
 
     built = build_report(out)
-    print(f"\n{table(read_records(out))}\n\nreport: {built.page}")
+    print(f"\n{built.text}\n\nreport: {built.page}")
 
 
 def _recipe(options: argparse.Namespace, changes: Mapping[str, str]) -> tuple[Recipe, Path | None]:
@@ -212,10 +214,13 @@ def _engine(options: argparse.Namespace) -> Engine:
     from torchcbl.lab.engines import Plan, make_engine
     from torchcbl.lab.ranks import Spread
 
-    spread = Spread(options.devices, options.nodes, options.strategy or "ddp")
+    devices, nodes = (1 if number is None else number for number in (options.devices, options.nodes))
+    spread = Spread(devices, nodes, options.strategy or "ddp")
     if options.strategy and spread.size == 1:
         raise ValueError(f"--strategy {options.strategy} spreads one run over several: add --devices or --nodes.")
-    return make_engine(options.engine, Plan(options.jobs, options.threads, spread), _pairs("--slurm", options.slurm))
+    return make_engine(
+        options.engine or "local", Plan(options.jobs, options.threads, spread), _pairs("--slurm", options.slurm)
+    )
 
 
 def _own_data(text: str | None) -> tuple[str | None, Path | None]:
@@ -224,6 +229,8 @@ def _own_data(text: str | None) -> tuple[str | None, Path | None]:
         return None, None
     kind, colon, folder = text.partition(":")
     if colon and kind in SOURCES and SOURCES[kind].own:
+        if not folder.strip():
+            raise ValueError(f"--data {kind}:DIR needs the folder, got '{text}': write --data {kind}:. for this one")
         return kind, Path(folder).expanduser()
     if len(kind) > 1 and kind.isalpha() and colon and not Path(text).exists():  # one letter is a drive
         raise ValueError(f"--data knows images:DIR, audio:DIR or a folder, got '{text}', which is none of them")

@@ -158,8 +158,8 @@ class Experiment(LightningModule):
         self.epochs = [EpochRecord(**epoch) for epoch in history["epochs"]]
         self.earlier_seconds = history["seconds"]
 
-    def on_train_start(self) -> None:
-        """Log the epochs of earlier sittings, since each sitting begins its logs anew."""
+    def on_fit_start(self) -> None:
+        """Log the epochs of earlier sittings, since each sitting begins its logs anew, one with none left to do too."""
         for epoch in self.epochs:
             self._log(epoch)
 

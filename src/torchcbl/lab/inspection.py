@@ -12,10 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import torchcbl as cbl
 from torchcbl.backbone.calls import Call
+from torchcbl.backbone.layout import find_layout
 from torchcbl.backbone.observation import observe
 from torchcbl.lab.arms import find_arm
 from torchcbl.lab.data.dataset import Form
@@ -79,9 +80,7 @@ def describe_sites(spec: str, shape: Sequence[int] | None = None) -> str:
     except Exception as error:  # it is the user's code, which may raise anything
         raise ValueError(f"{spec} does not run on an input of shape {tuple(shape)}: {error}") from error
     seen = observe(model, names, Call.from_example(example))
-    outputs = [seen[name].output for name in names]
-    shapes = [_shown(h.shape) for h in outputs if isinstance(h, Tensor)]
-    return _columns([(*_site_row(model, name), text) for name, text in zip(names, shapes, strict=True)])
+    return _columns([(*_site_row(model, name), _shown(seen[name].output)) for name in names])
 
 
 def rebuild(folder: Path) -> nn.Module:
@@ -96,7 +95,7 @@ def rebuild(folder: Path) -> nn.Module:
     """
     run = find_run(folder)
     if not run.model.is_dir():
-        raise FileNotFoundError(f"{run.folder} holds no weights: run the same `torchcbl compare` until it is finished.")
+        raise FileNotFoundError(f"{run.folder} holds no weights: {_how_to_train(run)}.")
     form = form_of(run)
     model = find_arm(run.arm).build(run.recipe, form.shape, form.num_classes, run.seed)
     return load_weights(model, run.model)
@@ -113,7 +112,7 @@ def form_of(run: Run) -> Form:
         return form
     source = SOURCES[run.recipe.data]
     if source.shape is None:
-        raise FileNotFoundError(f"{run.model} holds no form.json: run the same `torchcbl compare` again.")
+        raise FileNotFoundError(f"{run.model} holds no form.json: {_how_to_train(run)}.")
     return Form(source.shape, source.classes)
 
 
@@ -127,7 +126,7 @@ def describe_run(folder: Path) -> str:
     model = rebuild(folder)
     if isinstance(model, cbl.ContextLoop):
         return str(model.audit())
-    return f"{folder.resolve().name} is the plain network: it has no loop to audit."
+    return f"{folder.resolve().name} is no `ContextLoop`: it has no loop to audit."
 
 
 def find_run(folder: Path) -> Run:
@@ -143,6 +142,12 @@ def find_run(folder: Path) -> Run:
         raise ValueError(f"{folder} is no run: give OUT/runs/<arm>-seed<k>, as in runs/demo/runs/cbl-seed0.")
     out = folder.parent.parent
     return Run(read_recipe(out / "recipe.toml"), find_arm(match[1]).name, int(match[2]), out)
+
+
+def _how_to_train(run: Run) -> str:
+    if run.record.exists():  # a run that has one is not repeated
+        return f"delete {run.record} and run the same `torchcbl compare` again, which repeats this run alone"
+    return "run the same `torchcbl compare` until it is finished"
 
 
 def _import(place: str) -> ModuleType:
@@ -168,8 +173,10 @@ def _site_row(model: nn.Module, name: str) -> tuple[str, str, str]:
     return name, type(part).__name__, f"{count:,} parameters"
 
 
-def _shown(shape: Sequence[int]) -> str:
-    return f"h: (B, {', '.join(map(str, shape[1:]))})"
+def _shown(output: object) -> str:
+    layout = find_layout(output)
+    assert layout is not None  # what has no tensor is no site
+    return f"h: (B, {', '.join(map(str, layout.read(output).shape[1:]))}){layout.where()}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

@@ -206,7 +206,11 @@ def read_recipe(path: Path, changes: Mapping[str, object] | None = None) -> Reci
     """
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path} is not there; recipes that come along: {', '.join(recipe_names())}.")
-    return _resolve(str(path), path.read_text("utf-8"), changes or {})
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
+    return _resolve(str(path), text, changes or {})
 
 
 def _shelf() -> resources.abc.Traversable:

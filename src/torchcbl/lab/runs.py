@@ -77,6 +77,11 @@ def all_runs(recipe: Recipe, out: Path, data: Path | None = None) -> list[Run]:
     return [Run(recipe, arm, seed, out, data) for seed in range(recipe.seeds) for arm in recipe.trained_arms]
 
 
+def begun(out: Path, records: str = "records") -> bool:
+    """Say whether a run in the folder `out` has come to the end of an epoch; `records` holds those of finished runs."""
+    return any((out / records).glob("*.json")) or any(out.glob("runs/*/checkpoint.ckpt"))
+
+
 @dataclass(frozen=True)
 class RunState:
     """How far a run has come.

@@ -12,6 +12,7 @@ from torch import Tensor
 import torchcbl as cbl
 from torchcbl.backbone.calls import Call
 from torchcbl.lab.data import Progress, load_dataset
+from torchcbl.lab.data.identity import check_identity
 from torchcbl.lab.data.progress import silent
 from torchcbl.lab.inspection import find_run, rebuild
 from torchcbl.lab.scores import Scores
@@ -93,16 +94,18 @@ def examine(
         progress: Called while data are read.
 
     Raises:
-        ValueError: The run has no loop, or a number is out of its range.
+        ValueError: The run has no loop, a number is out of its range, or the data are not those of the study.
         FileNotFoundError: There is no such run, or it is not finished.
     """
     if samples < 1 or steps < 2:
         raise ValueError(f"samples must be >= 1 and steps >= 2, got samples={samples} and steps={steps}.")
     run, model = find_run(folder), rebuild(folder)
     if not isinstance(model, cbl.ContextLoop):
-        raise ValueError(f"{run.name} is the plain network: it has no loop that could settle.")
+        raise ValueError(f"{run.name} is no `ContextLoop`: it has no loop that could settle.")
     model.eval()
-    batches = load_dataset(run.recipe, data, progress).batches("validation", _BATCH, limit=samples)
+    dataset = load_dataset(run.recipe, data, progress)
+    check_identity(run.out, dataset)
+    batches = dataset.batches("validation", _BATCH, limit=samples)
     reports, scores, solved = [], Scores(), dict[str, list[tuple[Tensor, Tensor]]]()
     for x, target in batches:
         reports.append(cbl.contraction(model, x, steps=steps))

@@ -17,7 +17,7 @@ from torchcbl.lab.progress import Display
 from torchcbl.lab.ranks import Spread
 from torchcbl.lab.recipe import ARM_NAMES, Recipe, differences, read_recipe
 from torchcbl.lab.records import read_records
-from torchcbl.lab.runs import Run, all_runs
+from torchcbl.lab.runs import Run, all_runs, begun
 from torchcbl.lab.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -57,18 +57,20 @@ def run_study(
     """
     engine = engine or LocalEngine(Plan(jobs))
     with locked(out):
-        claim(recipe, out)
+        claimed = claim(recipe, out)
         for record in read_records(out):
             engine.plan.spread.check(Spread.of(record.machine), f"record {record.name} in {out}")
         runs = all_runs(recipe, out, data)
         pending = unfinished(runs)
         if not pending and not SOURCES[recipe.data].own:  # a folder of one's own may be another than before
+            _save(claimed, out)
             return []
         with display:
             display.begin(len(runs), len(runs) - len(pending))
             if pending:
                 engine.start(len(runs))
             _keep_identity(out, prepare(recipe, data, display, engine.plan.spread))
+            _save(claimed, out)
             return engine.work_off(pending, display) if pending else []
 
 
@@ -81,10 +83,10 @@ def unfinished(runs: Sequence[R]) -> list[R]:
     return pending
 
 
-def claim(recipe: Recipe, out: Path) -> None:
-    """Make `out` the folder of this study: save the recipe, with the arms and seeds of earlier commands.
+def claim(recipe: Recipe, out: Path) -> Recipe:
+    """Check that `out` can be the folder of this study, and add the arms and seeds of earlier commands to its recipe.
 
-    A study that has not come to the end of an epoch, as one whose data was not there, leaves the folder free.
+    A study that has not come to the end of an epoch leaves the folder free, its arms and seeds forgotten.
 
     Raises:
         ValueError: `out` holds another study; the message names the keys that differ.
@@ -93,24 +95,23 @@ def claim(recipe: Recipe, out: Path) -> None:
         raise ValueError(f"{out} holds a sweep, whose seeds and scores are not a study's: choose another --out.")
     path = out / "recipe.toml"
     known = read_recipe(path) if path.exists() else recipe
-    if differences(known.as_dict(), recipe) and not _begun(out):
+    if not begun(out):
         known = recipe
     for record in read_records(out):
         _compare(record.recipe, recipe, f"record {record.name} in {out}")
     _compare(known.as_dict(), recipe, str(out))
     arms = tuple(arm for arm in ARM_NAMES if arm in known.arms + recipe.arms)
-    merged = dataclasses.replace(known, arms=arms, seeds=max(known.seeds, recipe.seeds))
-    write_atomically(path, merged.as_toml())
+    return dataclasses.replace(known, arms=arms, seeds=max(known.seeds, recipe.seeds))
+
+
+def _save(recipe: Recipe, out: Path) -> None:
+    write_atomically(out / "recipe.toml", recipe.as_toml())
 
 
 def _keep_identity(out: Path, dataset: Dataset) -> None:
     from torchcbl.lab.data.identity import keep_identity
 
-    keep_identity(out, dataset, fresh=not _begun(out))
-
-
-def _begun(out: Path) -> bool:
-    return any(out.glob("records/*.json")) or any(out.glob("runs/*/checkpoint.ckpt"))
+    keep_identity(out, dataset, fresh=not begun(out))
 
 
 def _compare(found: Mapping[str, object], recipe: Recipe, where: str) -> None:
@@ -125,6 +126,7 @@ def locked(out: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: Another process is at work there.
+        OSError: It cannot be made or written to.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -132,6 +134,10 @@ def locked(out: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise BlockingIOError(
                 f"another torchcbl is at work in {out}: wait until it has ended, or choose another --out."
+            ) from error
+        except OSError as error:
+            raise OSError(
+                error.errno, f"could not write to the folder {out}: {error.strerror or error}; choose another --out"
             ) from error
         yield
 

@@ -103,7 +103,7 @@ def _fit(experiment: Experiment, report: Callable[[RunState], None]) -> Trainer:
 
 def _tidy(run: Run) -> None:
     """Remove what an earlier sitting left behind and this one does not go on from."""
-    for half_written in run.folder.glob(f".{run.checkpoint.name}.*"):
+    for half_written in [*run.folder.glob(f".{run.checkpoint.name}.*"), *run.model.glob(".*")]:
         half_written.unlink()
     shutil.rmtree(run.folder / "logs", ignore_errors=True)
 

@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, folder: Path) -> nn.Module:
         return cbl.load(folder, model.backbone)
     path = folder / PLAIN
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run the same `torchcbl compare` again.")
+        raise FileNotFoundError(f"{path} is missing: delete the run's record and repeat it.")
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except Exception as error:  # safetensors has an exception class of its own for each kind of damage

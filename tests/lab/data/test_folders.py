@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +257,16 @@ def test_folders_that_are_not_laid_out_so(root: Path) -> None:
     put(root / "one" / "b" / "0.mp3", b"")
     with pytest.raises(ValueError, match=r"b holds no file that ends in \.flac, \.wav: fill it, or remove it"):
         load_audio_folder(root / "one")
+
+
+def test_a_name_that_is_not_utf_8(root: Path) -> None:
+    write_images(root)
+    try:
+        put(root / CLASSES[0] / os.fsdecode(b"caf\xe9.png"), encode(pixels_of("e")))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(ValueError, match=r"the name of '.*caf\\udce9\.png' is not UTF-8: rename it"):
+        load_image_folder(root, size=8)
 
 
 def test_parts_that_are_not_laid_out_so(root: Path) -> None:

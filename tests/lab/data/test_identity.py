@@ -33,6 +33,15 @@ def test_large_data_are_sampled_from_end_to_end() -> None:
     assert identity(a_dataset(size=2500, pixel=1)) != identity(a_dataset(size=2500))
 
 
+def test_data_of_several_shapes_have_labels_in_common(tmp_path: Path) -> None:
+    keep_identity(tmp_path, a_dataset(), fresh=True, shape="image_size=8")
+    keep_identity(tmp_path, a_dataset(pixel=1), fresh=False, shape="image_size=16")
+    with pytest.raises(ValueError, match="other data: digest"):
+        keep_identity(tmp_path, a_dataset(pixel=1), fresh=False, shape="image_size=8")
+    with pytest.raises(ValueError, match="other data: digest"):
+        keep_identity(tmp_path, a_dataset(label=1), fresh=False, shape="image_size=32")
+
+
 def test_what_was_begun_on_other_data_is_refused(tmp_path: Path) -> None:
     check_identity(tmp_path, a_dataset())  # as in folders of earlier versions, which note nothing
     keep_identity(tmp_path, a_dataset(), fresh=False)

@@ -112,6 +112,13 @@ def test_a_flac_damaged_in_the_middle() -> None:
         read_sound(bytes(content))
 
 
+def test_a_flac_that_states_more_samples_than_memory_holds() -> None:
+    content = bytearray(encode_sound(noise_of("flac"), kind="FLAC"))
+    content[21] |= 0x0F  # the highest bits of the number of samples
+    with pytest.raises(DamagedSound, match="it states more samples than memory can hold, 6"):
+        read_sound(bytes(content))
+
+
 def test_a_decoder_that_stops_early_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundfile.SoundFile, "frames", property(lambda file: 17_000))
     with pytest.raises(DamagedSound, match="it was cut short: 16,000 of 17,000 samples can be read"):

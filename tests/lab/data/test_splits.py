@@ -50,7 +50,7 @@ def test_a_split_never_changes() -> None:
 @pytest.mark.parametrize("size", [-1, 0, 2, 18, 20, 99])
 def test_sizes_that_leave_a_class_without_images(size: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"cannot hold out {size} of 20 images: each of the 3 classes \(the smallest has 6"
+        ValueError, match=rf"cannot hold out {size} of 20 samples: each of the 3 classes \(the smallest has 6"
     ):
         stratified_split(torch.repeat_interleave(torch.tensor([6, 7, 7])), size, seed=0)
 

@@ -80,8 +80,8 @@ def list_class_folders(folder: Path, suffixes: frozenset[str]) -> ClassFolders:
 
     Raises:
         FileNotFoundError: `folder` is not a folder.
-        ValueError: There are fewer than two classes, a class is empty or not in the train part, or another folder
-            stands beside the parts.
+        ValueError: There are fewer than two classes, a class is empty or not in the train part, another folder
+            stands beside the parts, or a name is not UTF-8.
     """
     root = folder.expanduser()
     if not root.is_dir():
@@ -93,8 +93,18 @@ def list_class_folders(folder: Path, suffixes: frozenset[str]) -> ClassFolders:
         for path in _files(place, suffixes)
     )
     classes = tuple(sorted({file.class_name for file in files if file.part == "train"}))
+    _check_names(root, *(file.path for file in files))
     _check(root, parts, classes, files, suffixes)
     return ClassFolders(root, classes, files)
+
+
+def _check_names(*paths: Path) -> None:
+    """Refuse names that could not be written down."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the name of {str(path)!a} is not UTF-8: rename it") from error
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -76,7 +76,7 @@ class Form:
             channels, height, width = (int(size) for size in values["shape"])
             return cls((channels, height, width), tuple(str(name) for name in values["classes"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): run the same `torchcbl compare` again.") from error
+            raise ValueError(f"{path} is damaged ({error}): delete the run's record and repeat it.") from error
 
 
 class Dataset(ABC):

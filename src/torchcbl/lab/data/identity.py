@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,27 @@ FILE = "data.json"
 LOOKED_AT = 1000
 
 
-def keep_identity(folder: Path, dataset: Dataset, fresh: bool) -> None:
+def keep_identity(folder: Path, dataset: Dataset, fresh: bool, shape: str = "") -> None:
     """Note in a study's folder which data it is about; where that is noted already, compare.
 
     Args:
         folder: The study's.
         dataset: Its data.
         fresh: Whether nothing has been trained there yet, so that what is noted does not count.
+        shape: What shaped these samples, as "image_size=16", in the folder of a sweep that holds several shapes. Each
+            is noted, and so is what all have in common: sizes, classes and labels.
 
     Raises:
         ValueError: What is there was trained on other data.
     """
-    if fresh or not (folder / FILE).is_file():
-        write_atomically(folder / FILE, json.dumps(identity(dataset), indent=1, ensure_ascii=False) + "\n")
-    else:
-        check_identity(folder, dataset)
+    noted = {FILE: identity(dataset, samples=not shape)}
+    if shape:
+        noted[f"data,{shape}.json"] = identity(dataset)
+    for name, found in noted.items():
+        if fresh or not (folder / name).is_file():
+            write_atomically(folder / name, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        else:
+            _compare(folder / name, found)
 
 
 def check_identity(folder: Path, dataset: Dataset) -> None:
@@ -39,14 +46,17 @@ def check_identity(folder: Path, dataset: Dataset) -> None:
     Raises:
         ValueError: What is there was trained on other data.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return
+    if (folder / FILE).is_file():
+        _compare(folder / FILE, identity(dataset))
+
+
+def _compare(path: Path, here: Mapping[str, object]) -> None:
+    folder = path.parent
     try:
         noted = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, if the data are those of {folder}.") from error
-    for key, found in identity(dataset).items():
+    for key, found in here.items():
         if noted.get(key) != found:
             raise ValueError(
                 f"{folder} was made with other data: {key} there {noted.get(key)}, here {found}. Runs on different "
@@ -54,13 +64,19 @@ def check_identity(folder: Path, dataset: Dataset) -> None:
             )
 
 
-def identity(dataset: Dataset) -> dict[str, object]:
-    """Say in few words what tells data from others: sizes, classes, and a digest of labels and of some samples."""
+def identity(dataset: Dataset, samples: bool = True) -> dict[str, object]:
+    """Say in few words what tells data from others: sizes, classes, and a digest of labels and of some samples.
+
+    Args:
+        dataset: The data.
+        samples: Whether samples go into the digest, or labels alone.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for part in PARTS:
-        samples, labels = dataset.raw(part)
+        raw, labels = dataset.raw(part)
         digest.update(labels.tobytes())
-        digest.update(_some(samples).tobytes())
+        if samples:
+            digest.update(_some(raw).tobytes())
     sizes = {part: dataset.size(part) for part in PARTS}
     return {"sizes": sizes, "classes": list(dataset.form.classes), "digest": digest.hexdigest()}
 

@@ -100,6 +100,8 @@ def _decode(content: bytes) -> tuple[NDArray[np.float64], int]:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             expected, rate = file.frames, file.samplerate
             channels = file.read(dtype="float64", always_2d=True)
+    except MemoryError as error:  # it allocates what a damaged header states
+        raise DamagedSound(f"it states more samples than memory can hold, {expected:,}") from error
     except (soundfile.SoundFileError, ValueError) as error:
         raise DamagedSound(f"it is no sound that can be decoded: {error}") from error
     if len(channels) < expected:

@@ -39,8 +39,8 @@ def stratified_split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tens
     shares = _shares(sizes, size)
     if not ((shares >= 1) & (shares < sizes)).all():
         raise ValueError(
-            f"cannot hold out {size} of {len(labels)} images: each of the {len(classes)} classes (the smallest has "
-            f"{sizes.min()} images) must keep one in both parts; choose a size nearer to {len(labels) // 2}"
+            f"cannot hold out {size} of {len(labels)} samples: each of the {len(classes)} classes (the smallest has "
+            f"{sizes.min()}) must keep one in both parts; choose a validation_size nearer to {len(labels) // 2}"
         )
     chosen = _chosen(labels, classes, shares, seed)
     return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ class Journal:
     """Append messages to a file in one process, and read them in another.
 
     Only whole lines are read, so a reader never sees half a message, and a job that goes on elsewhere goes on in the
-    same file.
+    same file. What a full disk cut off stays on a line of its own, which is passed over.
 
     Args:
         path: The file, on storage that both see.
@@ -69,10 +70,11 @@ class Journal:
             OSError: The file cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({type(message).__name__: asdict(message)}) + "\n"
+        line = f"\n{json.dumps({type(message).__name__: asdict(message)})}\n".encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, f"could not write {self.path}: the disk is full")
         finally:
             os.close(descriptor)
 
@@ -86,7 +88,7 @@ class Journal:
             return []
         whole = lines[: lines.rfind(b"\n") + 1]
         self._position += len(whole)
-        return [_message(line) for line in whole.splitlines()]
+        return [message for line in whole.splitlines() if (message := _message(line)) is not None]
 
     def clear(self) -> None:
         """Forget all messages."""
@@ -94,8 +96,11 @@ class Journal:
         self._position = 0
 
 
-def _message(line: bytes) -> Message:
-    ((kind, values),) = json.loads(line).items()
+def _message(line: bytes) -> Message | None:
+    try:
+        ((kind, values),) = json.loads(line).items()
+    except ValueError:  # a blank line, or one that was cut off
+        return None
     if kind == Begun.__name__:
         return Begun(**values)
     if kind == Ended.__name__:

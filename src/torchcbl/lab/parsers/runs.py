@@ -120,9 +120,7 @@ def add_listen(group: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"a shape is whole numbers and commas, as in 1,3,32,32, got '{text}'"
-        ) from None
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"a shape is whole numbers >= 1 and commas, as in 1,3,32,32, got '{text}'")
+    return tuple(map(int, sizes))

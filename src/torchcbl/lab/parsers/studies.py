@@ -100,12 +100,12 @@ def add_report(group: Commands[argparse.ArgumentParser]) -> None:
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("more machines and devices (docs/scale.md)")
-    group.add_argument("--engine", default="local", metavar="NAME", help="where runs go: local (default), ray or slurm")
+    group.add_argument("--engine", metavar="NAME", help="where runs go: local (default), ray or slurm")
     group.add_argument("--threads", type=int, metavar="N", help="threads of each process (default: cores // jobs)")
     group.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="GPUs, or processes, of one run on a machine"
+        "--devices", type=int, metavar="N", help="GPUs, or processes, of one run on a machine (default 1)"
     )
-    group.add_argument("--nodes", type=int, default=1, metavar="N", help="machines of one run (ray, slurm)")
+    group.add_argument("--nodes", type=int, metavar="N", help="machines of one run (default 1; ray, slurm)")
     group.add_argument("--strategy", metavar="NAME", help="how one run is spread: ddp (default) or fsdp")
     group.add_argument(
         "--slurm",

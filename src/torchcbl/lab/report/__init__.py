@@ -24,12 +24,14 @@ class Report:
         table: Results, verdicts and paired differences in Markdown.
         beyond: What the loop adds beyond each control, in Markdown.
         figures: The figures as PNG.
+        text: Results and verdicts for a terminal.
     """
 
     page: Path
     table: Path
     beyond: Path
     figures: tuple[Path, ...]
+    text: str
 
 
 def build_report(folder: Path) -> Report:
@@ -61,6 +63,7 @@ def build_report(folder: Path) -> Report:
         page=folder / "report.html",
         table=folder / "table.md",
         beyond=folder / "beyond.md",
+        text=as_text(findings),
         figures=tuple(folder / "figures" / f"{name}.png" for name in named),
     )
     for path, figure in zip(report.figures, named.values(), strict=True):
@@ -80,9 +83,13 @@ def table(records: Sequence[Record]) -> str:
     Raises:
         ValueError: There are no records, two of the same run, or of different recipes.
     """
+    return as_text(findings_of(records))
+
+
+def as_text(findings: Findings) -> str:
+    """Write results and verdicts as plain text for a terminal."""
     from torchcbl.lab.report.beyond import beyond, overall
 
-    findings = findings_of(records)
     said = [*findings.verdicts, *map(overall, beyond(findings)), *findings.costs]
     lines = [tables.results(findings).as_text(), "", findings.progress, *said]
     return "\n".join(lines)

@@ -16,11 +16,12 @@ from torchcbl.lab.data import Form, load_dataset
 from torchcbl.lab.data.identity import keep_identity
 from torchcbl.lab.data.progress import Progress, silent
 from torchcbl.lab.recipe import Recipe
+from torchcbl.lab.runs import begun
 from torchcbl.lab.sweep.grid import LOOP_KEYS, Setting
 from torchcbl.lab.sweep.plan import Sweep
 
 _DATA_KEYS = ("augment", "masking", "noise", "image_size", "seconds")
-_SHAPING = frozenset({"image_size", "seconds"})
+_SHAPING = ("image_size", "seconds")
 """Those that change the samples before any training."""
 
 
@@ -130,6 +131,7 @@ class Forms:
 
     def __init__(self, sweep: Sweep, out: Path, data: Path | None, progress: Progress) -> None:
         self._sweep, self._out, self._data, self._progress = sweep, out, data, progress
+        self._fresh = not begun(out, "trials")
         self._known: dict[tuple[object, ...], Form] = {}
 
     def __call__(self, setting: Setting) -> Form:
@@ -138,9 +140,8 @@ class Forms:
         key = tuple(getattr(recipe, name) for name in _DATA_KEYS)
         if key not in self._known:
             dataset = load_dataset(recipe, self._data, self._progress)
-            if not _SHAPING.intersection(self._sweep.keys):
-                fresh = not self._known and not any((self._out / "trials").glob("*.json"))
-                keep_identity(self._out, dataset, fresh)
+            shaped = ",".join(f"{name}={getattr(recipe, name)}" for name in _SHAPING if name in self._sweep.keys)
+            keep_identity(self._out, dataset, self._fresh, shaped)
             self._known[key] = dataset.form
         return self._known[key]
 

@@ -123,7 +123,8 @@ def claim(sweep: Sweep, out: Path) -> Sweep:
     """
     if (out / "recipe.toml").exists() and not (out / FILE).exists():
         raise ValueError(f"{out} holds a study: choose another --out for the sweep.")
-    return merged(load(out), sweep, out) if (out / FILE).exists() else sweep
+    known = (out / FILE).exists() and (out / "recipe.toml").exists()  # a kill may have come between the two
+    return merged(load(out), sweep, out) if known else sweep
 
 
 def save(sweep: Sweep, out: Path) -> None:
@@ -157,6 +158,8 @@ def load(out: Path) -> Sweep:
     path = out / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{out} holds no sweep: give a folder that `torchcbl sweep` wrote.")
+    if not (out / "recipe.toml").is_file():
+        raise FileNotFoundError(f"{out} lacks recipe.toml: run the same `torchcbl sweep` again, which writes it.")
     recipe = read_recipe(out / "recipe.toml")
     try:
         plain = json.loads(path.read_bytes())
