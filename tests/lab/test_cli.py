@@ -87,7 +87,7 @@ def test_audit_of_a_loop_and_of_the_plain_network(study: Path, capsys: pytest.Ca
     output = capsys.readouterr().out
     assert all(f"block{i}" in output for i in (1, 2, 3))
     assert main(["audit", str(study / "runs" / "standard-seed0")]) == 0
-    assert "standard-seed0 is the plain network" in capsys.readouterr().out
+    assert "standard-seed0 is no `ContextLoop`: it has no loop to audit" in capsys.readouterr().out
 
 
 def test_a_failed_run_gives_exit_code_1_and_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
