@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import torchcbl as cbl
 from torchcbl.adapters import ADAPTERS, Film
+from torchcbl.backbone.calls import synthesise
 from torchcbl.dtypes import in_weights_dtype
 
 LOW = torch.bfloat16
@@ -103,6 +106,45 @@ def test_autocast_where_a_loop_is_built_is_not_what_it_is_kept_in() -> None:
     with torch.autocast("cpu", LOW):
         net = cbl.ContextLoop(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), "0", X)
     assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(torch.view_as_real(x).flatten(1)))
+
+
+class LowEmbedding(nn.Module):
+    """Its first parameter is narrower than its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.last = nn.Embedding(7, 8, dtype=LOW), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, index: Tensor, x: Tensor) -> Tensor:
+        return self.last(self.first(x) + self.embed(index).float())
+
+
+@pytest.mark.parametrize(
+    ("make", "example"),
+    [(Complex, (torch.randn(5, 4, dtype=torch.complex64),)), (LowEmbedding, (torch.arange(5), X))],
+)
+def test_an_example_is_made_again_in_its_dtype(
+    make: Callable[[], nn.Module], example: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    net = moved(cbl.ContextLoop(make(), "first", example))
+    assert net.audit().dead == ()
+    net.save(tmp_path)
+    assert torch.equal(cbl.load(tmp_path, net.backbone)(*example), net(*example))
+
+
+def test_an_example_follows_a_backbone_that_is_converted() -> None:
+    for make, example in ((FloatLogits, X), (LowEmbedding, (torch.arange(5), X))):
+        net = cbl.ContextLoop(make(), "first", example).to(torch.float64)
+        assert synthesise(net.config.example, net.backbone).args[-1].dtype == torch.float64
 
 
 @pytest.mark.parametrize("adapter", ON_VECTORS)

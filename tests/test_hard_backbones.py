@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchcbl as cbl
 from torchcbl.adapters import Film
+from torchcbl.backbone.calls import Call
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -148,6 +149,38 @@ def test_dropout_that_writes_in_place(cut: str) -> None:
     net = cbl.ContextLoop(backbone, "0", X, cut=cut).train()
     outputs = net.refine(X).outputs
     assert torch.equal(outputs[2], outputs[0])
+
+
+class DropsWhatIsRead(nn.Module):
+    """A dropout that writes in place into what a skip reads, itself or by a view of it."""
+
+    def __init__(self, first: bool, view: bool) -> None:
+        super().__init__()
+        self.first, self.view = first, view
+        self.a, self.head, self.skip = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+        self.drop = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x) * 1
+        before = self.skip(h.sin()) if self.first else 0.0
+        y = self.head(self.drop(h.view(-1, 8) if self.view else h))
+        return y + (before if self.first else self.skip(h))
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_dropout_in_place_of_what_is_read_again(first: bool, view: bool) -> None:
+    backbone = DropsWhatIsRead(first, view)
+    net = cbl.ContextLoop(backbone, "a", X).train()
+    assert net.plan.kind == ("traced" if first else "replayed")
+    torch.manual_seed(0)
+    expected = backbone(X)
+    torch.manual_seed(0)
+    outputs = net.refine(X).outputs
+    assert all(torch.equal(y, expected) for y in outputs)
+    if not first:
+        with pytest.raises(ValueError, match="'drop' drops out in place what is read again"):
+            cbl.ContextLoop(backbone, "a", X, cut="traced")
 
 
 class Overwrites(nn.Module):
@@ -293,6 +326,114 @@ def test_tracing_leaves_nothing_on_the_backbone() -> None:
     assert set(vars(backbone)) == before
 
 
+class Scaled(Nest):
+    """Reads a buffer as it is, as a number that fx can follow, or as one of Python's."""
+
+    def __init__(self, read: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.read = read
+        self.register_buffer("temperature", torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.read(self.temperature)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("read", [lambda t: t, lambda t: t.item(), float])
+def test_buffers_that_are_read_as_numbers_are_read_anew(read: Callable[[Tensor], object]) -> None:
+    net = cbl.ContextLoop(Scaled(read), "b", X)
+    assert net.plan.kind == ("replayed" if read is float else "traced")
+    net.backbone.temperature.fill_(2.0)
+    assert torch.equal(net(X), net.backbone(X))
+
+
+def count_in_training(self: Nest) -> None:
+    if self.training:
+        self.count += 1
+
+
+def count_always(self: Nest) -> None:
+    self.count.add_(1)
+
+
+class Writes(Nest):
+    def __init__(self, write: Callable[[Nest], None]) -> None:
+        super().__init__()
+        self.write = write
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.write(self)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (count_in_training, "does other things in train mode than in eval mode"),
+        (count_always, "writes into its parameters or buffers"),
+    ],
+)
+def test_buffers_that_are_written_are_written_in_a_loop(write: Callable[[Nest], None], reason: str) -> None:
+    net = cbl.ContextLoop(Writes(write), "b", X).train()
+    assert net.plan.kind == "replayed"
+    before = int(net.backbone.count)
+    net(X)
+    assert int(net.backbone.count) == before + 1
+    with pytest.raises(ValueError, match=reason):
+        cbl.ContextLoop(Writes(write), "b", X, cut="traced")
+
+
+class Attributes(Nest):
+    """Keeps the hidden state in attributes."""
+
+    def __init__(self, keep: Callable[[Attributes, Tensor], None]) -> None:
+        super().__init__()
+        self.keep = keep
+        self.kept: dict[str, list[Tensor]] = {"h": []}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(x)
+        self.keep(self, h)
+        return self.head(torch.tanh(h))
+
+
+def set_one(self: Attributes, h: Tensor) -> None:
+    self.aux = h.square().mean()
+
+
+def append_one(self: Attributes, h: Tensor) -> None:
+    self.kept["h"].append(h)
+
+
+def set_one_in_training(self: Attributes, h: Tensor) -> None:
+    if self.training:
+        self.aux = h
+
+
+@pytest.mark.parametrize("keep", [set_one, append_one, set_one_in_training])
+def test_attributes_that_forward_sets_are_set_in_a_loop(keep: Callable[[Attributes, Tensor], None]) -> None:
+    inner = Attributes(keep)
+    backbone = nn.Sequential(nn.Linear(6, 6), inner)
+    net = cbl.ContextLoop(backbone, "0", X).train()
+    values = [*inner.kept["h"], *([inner.aux] if hasattr(inner, "aux") else [])]
+    assert all(type(value) is Tensor for value in values), "proxies were left"
+    inner.kept["h"].clear()
+    net.refine(X).output.sum().backward()
+    made = inner.kept["h"][-1] if keep is append_one else inner.aux
+    assert torch.equal(made, made.mean() if keep is set_one else inner.b(backbone[0](X)))
+    with pytest.raises(ValueError, match="its forward keeps values in attributes"):
+        cbl.ContextLoop(backbone, "0", X, cut="traced")
+
+
+def set_the_same(self: Attributes, h: Tensor) -> None:
+    self.sizes = [1, (0.5, "x")]
+    self.b.extra = {"numbers": self.sizes}
+
+
+def test_attributes_that_stay_the_same_do_not_keep_a_model_from_being_traced() -> None:
+    assert cbl.ContextLoop(Attributes(set_the_same), "b", X).plan.kind == "traced"
+
+
 def test_a_last_layer_of_zeros_is_not_called_dead() -> None:
     backbone = Nest()
     nn.init.zeros_(backbone.head.weight)
@@ -362,6 +503,31 @@ def test_a_context_per_position_from_channels_first() -> None:
     net.context.register_forward_hook(lambda module, args, output: z.append(output))
     net(x)
     torch.testing.assert_close(z[0], net.context.map(net.backbone.conv(x).transpose(1, 2)))
+
+
+@CUTS
+def test_tensors_made_in_inference_mode_may_be_used_outside(cut: str) -> None:
+    backbone = nn.Sequential(nn.Flatten(), *Nest().b)
+    net = cbl.ContextLoop(backbone, "1", X, cut=cut)
+    with torch.inference_mode():
+        made = X.clone()
+    with torch.no_grad():
+        assert torch.equal(net(made), backbone(X))
+
+
+@CUTS
+def test_added_backbone_parts_are_refused(cut: str) -> None:
+    net = cbl.ContextLoop(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)), "0", X, cut=cut)
+    net.backbone.append(nn.Softmax(-1))
+    with pytest.raises(RuntimeError, match="submodule '2' of Sequential was added after the loop was built"):
+        net(X)
+
+
+def test_keywords_may_come_in_any_order() -> None:
+    net = cbl.ContextLoop(Defaults(), "b", {"x": X, "offset": torch.ones(8)}, AWAKE)
+    orders = ({"x": X, "offset": torch.zeros(8)}, {"offset": torch.zeros(8), "x": X})
+    assert [net.cut_for(Call((), order)) is net._cut for order in orders] == [True, True]
+    assert torch.equal(net(**orders[0]), net(**orders[1]))
 
 
 def test_building_under_inference_mode() -> None:

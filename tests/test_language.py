@@ -63,6 +63,40 @@ def _check_padding(net: cbl.ContextLoop, padded: dict[str, Tensor]) -> None:
     torch.testing.assert_close(refilled[:length] if refilled.ndim > 1 else refilled, alone, rtol=1e-5, atol=2e-6)
 
 
+class Bidirectional(nn.Module):
+    """Its mask stands in the second place, and has a decoder's name where it is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        h = torch.tanh(self.layer(self.embed(input_ids)))
+        mean = (h * attention_mask[..., None]).sum(1, keepdim=True) / attention_mask.sum(1)[:, None, None]
+        return self.head(h + mean)
+
+
+class Decoder(Bidirectional):
+    def forward(self, decoder_input_ids: Tensor, decoder_attention_mask: Tensor) -> Tensor:
+        return super().forward(decoder_input_ids, decoder_attention_mask)
+
+
+@pytest.mark.parametrize("cut", ["traced", "replayed"])
+@pytest.mark.parametrize(("adapter", "per"), [("film", "sample"), ("attention", None)])
+@pytest.mark.parametrize("make", [Bidirectional, Decoder])
+@torch.no_grad()
+def test_padding_is_not_seen_where_the_mask_is_given_by_position(
+    make: type[Bidirectional], adapter: str, per: str | None, cut: str
+) -> None:
+    ids, mask = torch.randint(1, 20, (3, 6)), torch.ones(3, 6)
+    mask[:, 4:] = 0
+    net = cbl.ContextLoop(make(), "layer", (ids, mask), adapter, cbl.Context(dim=5, per=per), cut=cut).eval()
+    awaken(net)
+    refined, refilled = net(ids, mask), net(torch.where(mask == 0, 7, ids), mask)
+    assert not torch.equal(refined, net.backbone(ids, mask)), "the adapters are asleep, so this shows nothing"
+    torch.testing.assert_close(refilled[:, :4], refined[:, :4], rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("name", CAUSAL)

@@ -51,8 +51,8 @@ class Call:
         return module(*self.args, **self.kwargs)
 
     def pattern(self) -> tuple[int, tuple[str, ...]]:
-        """How many positional and which keyword arguments there are: what a traced cut is made for."""
-        return len(self.args), tuple(self.kwargs)
+        """How many positional and which keyword arguments there are, in any order: what a traced cut is made for."""
+        return len(self.args), tuple(sorted(self.kwargs))
 
     def batch_size(self) -> int:
         """How many samples there are, read off the first tensor that has axes."""
@@ -136,18 +136,18 @@ def _describe_value(value: object) -> dict[str, object]:
 
 
 def synthesise(description: Mapping[str, object], backbone: nn.Module) -> Call:
-    """Make a call of the described form, on the backbone's device and, where floating point, of its dtype.
+    """Make a call of the described form, on the backbone's device.
 
-    Floats are standard normal (seeded), whole numbers the largest one seen.
+    Floats are standard normal (seeded) and follow the backbone where it has no longer any parameter of their dtype;
+    whole numbers are the largest one seen.
     """
-    device, dtype = placement(backbone, Call())
     generator = torch.Generator().manual_seed(0)
     args, kwargs = description["args"], description["kwargs"]
     assert isinstance(args, list)
     assert isinstance(kwargs, dict)
     return Call(
-        tuple(_make_value(value, generator, device, dtype) for value in args),
-        {name: _make_value(value, generator, device, dtype) for name, value in kwargs.items()},
+        tuple(_make_value(value, generator, backbone) for value in args),
+        {name: _make_value(value, generator, backbone) for name, value in kwargs.items()},
     )
 
 
@@ -160,11 +160,10 @@ def placement(backbone: nn.Module, call: Call) -> tuple[torch.device, torch.dtyp
     return tensors[0].device if tensors else torch.device("cpu"), torch.get_default_dtype()
 
 
-def _make_value(
-    value: Mapping[str, object], generator: torch.Generator, device: torch.device, dtype: torch.dtype
-) -> object:
+def _make_value(value: Mapping[str, object], generator: torch.Generator, backbone: nn.Module) -> object:
     if "dtype" not in value:
         return value["value"]
+    device, dtype = placement(backbone, Call())
     described, shape = getattr(torch, str(value["dtype"])), value["shape"]
     assert isinstance(described, torch.dtype)
     assert isinstance(shape, list)
@@ -172,4 +171,7 @@ def _make_value(
         fill = value["fill"]
         assert isinstance(fill, int)
         return torch.full(shape, fill, dtype=described, device=device)
-    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+    if described.is_complex or any(parameter.dtype == described for parameter in backbone.parameters()):
+        dtype = described
+    made = torch.randn(shape, generator=generator, dtype=torch.complex64 if described.is_complex else None)
+    return made.to(device=device, dtype=dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import Tensor, nn
 
 from torchcbl.backbone.calls import Call
@@ -22,9 +24,12 @@ def real_positions(backbone: nn.Module, call: Call, source: Tensor, channel_dim:
     Returns:
         Booleans, or ones and zeros; None when there is no mask, or none that fits.
     """
-    decodes = any(name.startswith("decoder_") and value is not None for name, value in call.kwargs.items())
-    mask = call.kwargs.get("decoder_attention_mask" if decodes else "attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or source.ndim != 3:
+    if source.ndim != 3:
+        return None
+    named = _by_name(backbone, call)
+    decodes = any(name.startswith("decoder_") and value is not None for name, value in named.items())
+    mask = named.get("decoder_attention_mask" if decodes else "attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     length = source.shape[1 if channel_dim in (-1, 2) else 2]
     if mask.shape[1] == length:
@@ -34,3 +39,14 @@ def real_positions(backbone: nn.Module, call: Call, source: Tensor, channel_dim:
         return None
     frames = getattr(owner, _TO_FRAMES)(length, mask)
     return frames if isinstance(frames, Tensor) and frames.shape[1:] == (length,) else None
+
+
+def _by_name(backbone: nn.Module, call: Call) -> dict[str, object]:
+    """Return the arguments by name, those given by position too where the signature names them."""
+    if len(call.args) < 2:  # no mask stands first
+        return call.kwargs
+    try:
+        bound = inspect.signature(backbone.forward).bind_partial(*call.args)
+    except (TypeError, ValueError):  # a forward without a signature, or with another
+        return call.kwargs
+    return {**bound.arguments, **call.kwargs}

@@ -92,18 +92,25 @@ class Cut(ABC):
             if not isinstance(parent, torch.jit.ScriptModule)  # which nobody can change
             for name, child in parent._modules.items()
         ]
+        self._counts = {parent: len(parent._modules) for parent, _, _ in self._tree}
 
     def check_tree(self) -> None:
         """Refuse to run a backbone whose submodules were replaced after it was cut.
 
         Raises:
-            RuntimeError: A submodule was replaced or removed.
+            RuntimeError: A submodule was replaced or removed, or one was added to a module that had some.
         """
         for parent, name, child in self._tree:
             if parent._modules.get(name) is not child:
                 raise RuntimeError(
                     f"submodule '{name}' of {type(parent).__name__} was replaced after the loop was built, which would "
                     "go on with the old one: build the ContextLoop again."
+                )
+        for parent, count in self._counts.items():
+            if len(parent._modules) != count:
+                raise RuntimeError(
+                    f"submodule '{next(reversed(parent._modules))}' of {type(parent).__name__} was added after the "
+                    "loop was built, which would go on without it: build the ContextLoop again."
                 )
 
     def has_hooks(self) -> bool:
@@ -211,3 +218,8 @@ def copy_tensors(value: object) -> object:
 def tensors_in(value: object) -> list[Tensor]:
     """List the tensors in a value."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def versions(value: object) -> list[int]:
+    """Return how often each tensor in a value has been written in place; -1 where torch does not count."""
+    return [-1 if tensor.is_inference() else tensor._version for tensor in tensors_in(value)]

@@ -111,6 +111,8 @@ def _try(backbone: nn.Module, plan: Plan, call: Call) -> tuple[Plan, Cut]:
             cut = draft.replanned(plan, None) if plan.writes else draft
             first = cut.first(call.detached())
             outputs = [first.returned, *(cut.rerun(first, lambda _, raw: raw, step).returned for step in (1, 2))]
+        except NotTraceable:
+            raise
         except Exception as error:
             if plan.kind != "traced":
                 raise

@@ -120,13 +120,13 @@ class _StandIn:
 
     def __init__(self, answer: Function, method: Function) -> None:
         self.answer = answer
-        self.method = method
+        self.__wrapped__ = method  # whose signature is asked for
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         return self.answer(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Function, tuple[Function]]:
-        return _unchanged, (self.method,)
+        return _unchanged, (self.__wrapped__,)
 
 
 def _unchanged(method: Function) -> Function:

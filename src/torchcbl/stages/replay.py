@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from torchcbl.adapters.joining import resuming
 from torchcbl.backbone.calls import Call
-from torchcbl.stages.base import Visit, copy_tensors, tensors_in
+from torchcbl.stages.base import Visit, copy_tensors, versions
 from torchcbl.stages.checkpointing import (
     called_by_checkpoint,
     check_not_reentrant,
@@ -322,13 +322,15 @@ class Run:
         """Keep a value for later steps: a copy where it is known to be written in place, else itself under watch."""
         if self.watch or not self.cut.copies(key):
             if not torch.is_inference_mode_enabled():
-                self.kept[key] = (value, _versions(value))
+                self.inside += 1  # asking is none of the backbone's calls either
+                self.kept[key] = (value, versions(value))
+                self.inside -= 1
             return value
         return self._copy(value)
 
     def written(self) -> list[str]:
         """What has been written in place since it was kept."""
-        return [key for key, (value, before) in self.kept.items() if _versions(value) != before]
+        return [key for key, (value, before) in self.kept.items() if versions(value) != before]
 
     def _copy(self, value: object) -> object:
         """Copy every tensor in a value; this is none of the backbone's calls, so it must not meet the tape."""
@@ -356,7 +358,3 @@ def contents(value: object) -> object:
 
 def _name(caller: object) -> str:
     return str(getattr(caller, "__name__", type(caller).__name__))
-
-
-def _versions(value: object) -> list[int]:
-    return [leaf._version for leaf in tensors_in(value)]

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torchcbl.backbone.calls import Call
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit, tensors_in
 from torchcbl.stages.programs import Builder
-from torchcbl.stages.tracing import Traced, trace
-from torchcbl.step_norm import Step, StepNorm
+from torchcbl.stages.tracing import NotTraceable, Traced, trace
+from torchcbl.step_norm import Step, StepNorm, is_dropout
 
 
 class TracedCut(Cut):
@@ -103,6 +103,9 @@ class TracedCut(Cut):
 
         A value that is kept for later steps must be a copy when a stage writes into it (ReLU(inplace=True) right
         after a site does).
+
+        Raises:
+            NotTraceable: A parameter or buffer is written, or in training a dropout writes into what is read again.
         """
         finder = _WriteFinder(fx.GraphModule(self.backbone, self.graph))
         with torch.no_grad():
@@ -110,6 +113,10 @@ class TracedCut(Cut):
             defaults = {node: node.args[0] if node.args else None for node in inputs}
             rest = inputs[len(call.args) :]
             finder.run(*call.args, *(call.kwargs.get(str(node.target), defaults[node]) for node in rest))
+        if any(node.op == "get_attr" and node.name in finder.writers for node in self.graph.nodes):
+            raise NotTraceable("its forward writes into its parameters or buffers")
+        if finder.dropouts:  # whose masks are factors here, and write nothing
+            raise NotTraceable(f"'{finder.dropouts[0]}' drops out in place what is read again")
         return {name: tuple(writers) for name, writers in finder.writers.items()}
 
     def _find_levels(self) -> dict[fx.Node, int]:
@@ -126,17 +133,37 @@ class _WriteFinder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.writers: dict[str, list[str]] = {}
+        self.dropouts: list[str] = []
         self._alive: dict[str, list[tuple[Tensor, int]]] = {}
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node, then look whose version has moved."""
         result = super().run_node(n)
+        if n.op == "call_module" and self._drops_what_is_read_again(n):
+            self.dropouts.append(str(n.target))
         for name, alive in self._alive.items():
             if any(tensor._version != version for tensor, version in alive):
                 self.writers.setdefault(name, []).append(n.name)
                 self._alive[name] = [(tensor, tensor._version) for tensor, _ in alive]
         self._alive[n.name] = [(tensor, tensor._version) for tensor in tensors_in(result)]
         return result
+
+    def _drops_what_is_read_again(self, n: fx.Node) -> bool:
+        """Say whether nodes after this one would see what it writes in training, if it is a dropout in place."""
+        module = self.module.get_submodule(str(n.target))
+        if not is_dropout(module) or not getattr(module, "inplace", False):
+            return False
+        written = _storages(self.env[n.all_input_nodes[0]])
+        return any(
+            user is not n and user not in self.env
+            for node, value in self.env.items()
+            if _storages(value) & written
+            for user in node.users
+        )
+
+
+def _storages(value: object) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors_in(value)}
 
 
 def nodes_in(argument: object) -> list[fx.Node]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,6 +18,10 @@ from torchcbl.step_norm import can_hold, is_dropout
 Traced = tuple[fx.Graph, dict[str, fx.Node]]
 """A backbone's graph, and the node that is each named submodule's output."""
 
+Held = dict[int, tuple[object, "dict[object, object] | list[object]"]]
+"""Containers by identity, and what they held."""
+
+_CONTAINERS = (dict, list, set, tuple, deque)
 _lock = threading.Lock()
 
 
@@ -30,6 +35,8 @@ class SiteTracer(fx.Tracer):
     Raises:
         NotTraceable: A node comes from a checkpointed region, of which nothing would be left in the graph.
     """
+
+    proxy_buffer_attributes = True  # else a buffer that is read as a number, or written, leaves no node
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,18 +63,20 @@ def trace(backbone: nn.Module, pattern: tuple[int, tuple[str, ...]], names: Sequ
 
     Raises:
         NotTraceable: torch.fx cannot follow the model, or what it saw may differ from what the model does: other code
-            in train and eval mode, tensors made inside, hooks, noise that cannot be held as a dropout's mask is, a
-            checkpointed region, or a compiled part.
+            in train and eval mode, tensors made inside, values kept in attributes, hooks, noise that cannot be held as
+            a dropout's mask is, a checkpointed region, or a compiled part.
     """
     _check_modules(backbone)
     arguments = _check_arguments(backbone, pattern)
     with _lock, buffers_kept(backbone):  # torch.fx patches nn.Module while it traces
         graphs = {mode: _trace_in_mode(backbone, arguments, mode) for mode in (True, False)}
-    training, evaluation = (_listing(graph) for graph, _ in graphs.values())
+    training, evaluation = (_listing(graph) for graph, _, _ in graphs.values())
     if training != evaluation:
         raise NotTraceable("its forward does other things in train mode than in eval mode")
-    graph, outputs = graphs[False]
+    graph, outputs, _ = graphs[False]
     _check_graph(graph, backbone)
+    if any(kept for _, _, kept in graphs.values()):
+        raise NotTraceable("its forward keeps values in attributes")
     nodes: dict[str, fx.Node] = {}
     for name in names:
         proxy = outputs.get(name)
@@ -139,23 +148,61 @@ def _check_arguments(backbone: nn.Module, pattern: tuple[int, tuple[str, ...]]) 
 
 def _trace_in_mode(
     backbone: nn.Module, defaults: dict[str, object], training: bool
-) -> tuple[fx.Graph, dict[str, object]]:
+) -> tuple[fx.Graph, dict[str, object], bool]:
+    """Return the graph, the submodules' outputs, and whether the forward set attributes."""
     modes = [(module, module.training) for module in backbone.modules()]
-    attributes = set(vars(backbone))
     tracer = SiteTracer()
+    held: Held = {}
     try:
         backbone.train(training)
+        _hold([vars(module) for module in backbone.modules()], held)
         graph = tracer.trace(backbone, concrete_args=defaults or None)
     except NotTraceable:
         raise
     except Exception as error:  # tracing runs the user's forward on proxies: anything can come out of it
         raise NotTraceable(f"torch.fx: {str(error).strip().splitlines()[0] if str(error) else error!r}") from error
     finally:
+        changed = _restore(held)  # also what torch.fx leaves: proxies, and on the backbone the constants it meets
         for module, mode in modes:
             module.training = mode
-        for name in set(vars(backbone)) - attributes:  # torch.fx leaves the constants it meets on the module
-            delattr(backbone, name)
-    return graph, tracer.outputs
+    return graph, tracer.outputs, changed
+
+
+def _hold(value: object, held: Held) -> None:
+    """Note what a container holds, and those within it."""
+    if not isinstance(value, _CONTAINERS) or id(value) in held:
+        return
+    held[id(value)] = value, dict(value) if isinstance(value, dict) else list(value)
+    for entry in value.values() if isinstance(value, dict) else value:
+        _hold(entry, held)
+
+
+def _restore(held: Held) -> bool:
+    """Give containers back what they held, and say whether anything had changed."""
+    changed = [(value, before) for value, before in held.values() if not _unchanged(value, before)]
+    for value, before in changed:
+        if isinstance(value, dict) and isinstance(before, dict):
+            for key in value.keys() - before.keys():
+                del value[key]
+            value.update(before)
+        elif isinstance(value, (list, deque)):
+            value.clear()
+            value.extend(before)
+        elif isinstance(value, set):
+            value.clear()
+            value.update(before)
+    return bool(changed)
+
+
+def _unchanged(value: object, before: object) -> bool:
+    """Say whether a container holds the same objects, or numbers and strings that are equal."""
+    if value is before:
+        return True
+    if isinstance(value, dict) and isinstance(before, dict):
+        return value.keys() == before.keys() and all(_unchanged(value[key], before[key]) for key in before)
+    if isinstance(value, _CONTAINERS) and isinstance(before, _CONTAINERS):
+        return len(value) == len(before) and all(map(_unchanged, value, before))
+    return isinstance(value, (bool, int, float, str)) and type(value) is type(before) and value == before
 
 
 def _listing(graph: fx.Graph) -> list[tuple[str, str, str, str]]:
