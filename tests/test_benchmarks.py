@@ -60,6 +60,10 @@ def test_intervals_hold_the_truth(tmp_path: Path) -> None:
     rows = run("intervals.py", tmp_path / "intervals.json", "--trials", "2", "--studies", "400", "--images", "200")
     looks = {len(row["looks"]): row["shown"] for row in rows if row["kind"] == "looks"}  # type: ignore[arg-type]
     assert 5 <= looks[1] < looks[8]  # type: ignore[operator]
+    few = next(row for row in rows if row["kind"] == "percentile")
+    assert few["seeds"] == 3
+    assert few["percentile"] / few["n"] == pytest.approx(0.75, abs=0.1)  # type: ignore[operator]
+    assert few["n"] == 400
     assert not any(row["narrower"] for row in rows if row["kind"] == "coverage")
 
 

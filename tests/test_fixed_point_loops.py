@@ -14,7 +14,7 @@ import torchcbl as cbl
 from backbones import CASES, ResidualCnn
 from settling import batch, built, close, tensor_of
 from subject import awaken
-from torchcbl.gradients import GRADIENTS, Gradient, Implicit
+from torchcbl.gradients import GRADIENTS, Gradient, Implicit, Truncated
 from torchcbl.halting import Tolerance
 from torchcbl.solvers import SOLVERS, Newton, Picard
 
@@ -100,6 +100,44 @@ def test_whatever_the_context_is_made_from(source: str) -> None:
         found = torch.autograd.grad(r.output.pow(3).sum(), list(net.adapters.parameters()))
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def truncated_by_hand(net: cbl.ContextLoop, x: torch.Tensor, steps: int, k: int, damping: float) -> torch.Tensor:
+    """y_T, cut off from all that is before the z = g(.) of step T - k + 1."""
+    low, high, head = net.backbone[:2], net.backbone[2:4], net.backbone[4]
+    psi, alpha, from_y = net.adapters["1"], net.config.alpha, net.config.context.module_name is None
+    h0 = h = low(x)
+    source = high(h0)
+    y = head(source)
+    in_z, z = net.context.dim < 4 or not from_y, None
+    for step in range(steps):
+        if step == steps - k:
+            y, source, h = y.detach(), source.detach(), h.detach()
+            z = None if z is None else z.detach()
+        made = net.context(y if from_y else source)
+        z = made if z is None or not in_z else torch.lerp(made, z, damping)
+        h = torch.lerp(psi(h0, z), h, alpha)
+        source = high(h)
+        new = head(source)
+        y = new if in_z or step == steps - 1 else torch.lerp(new, y, damping)
+    return y
+
+
+@pytest.mark.parametrize(("alpha", "damping"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.3)])
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(("source", "dim"), [("logits", 2), ("logits", 6), ("probs", 3), ("3", 3)])
+def test_truncated_differentiates_whole_steps(source: str, dim: int, k: int, alpha: float, damping: float) -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x = batch("mlp")
+    net = awaken(cbl.ContextLoop(backbone, "1", x, "additive", cbl.Context(dim, source), steps=5, alpha=alpha))
+    expected = truncated_by_hand(net, x, 5, k, damping)
+    r = net.refine(x, solver=Picard(damping), gradient=Truncated(k))
+    torch.testing.assert_close(r.output, expected)
+    assert (r.evaluations == 5 + (source == "3")).all()
+    found, wanted = (torch.autograd.grad(y.pow(3).sum(), list(net.parameters())) for y in (r.output, expected))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("cut", ["traced", "replayed"])

@@ -136,6 +136,21 @@ def test_gradgradcheck(rule: Gradient, solver: Solver) -> None:
     )
 
 
+@pytest.mark.parametrize("rule", [Bptt(), Checkpointed()], ids=repr)
+def test_a_singular_sample_of_newton_leaves_the_gradient_of_the_others_alone(rule: Gradient) -> None:
+    p = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    rates = torch.tensor([[1.0], [2.0]], dtype=torch.float64)  # I - J is 0.5 and 0
+    start = torch.zeros_like(rates)
+    output = fixed_point(
+        lambda s, a: a * p * s + 1, start, [rates], solver="newton", gradient=rule, steps=4, halting=None
+    ).output
+    torch.testing.assert_close(output[:, 0], torch.tensor([2.0, 4.0], dtype=torch.float64))
+    alone = [torch.autograd.grad(y, p, retain_graph=True)[0] for y in output[:, 0]]
+    torch.testing.assert_close(alone[0], torch.tensor(4.0, dtype=torch.float64))  # of 1 / (1 - p)
+    assert alone[1] == 12  # of the plain steps 1, 1 + 2 p, 1 + 2 p (1 + 2 p), ... that were taken instead
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), p)[0], sum(alone))
+
+
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_nothing_wants_a_gradient(rule: Gradient) -> None:
     known = tanh_network()

@@ -38,6 +38,7 @@ def loop(backbone: nn.Module | None = None, sites: str | list[str] = "*", exampl
         ({"adapter": "filn"}, ValueError, "adapter 'filn' is unknown: did you mean 'film'"),
         ({"adapter": 3}, TypeError, "adapter must be a name, a module, a class"),
         ({"adapter": nn.Identity()}, ValueError, "one Identity was given for 2 sites"),
+        ({"adapter": {"*": nn.Identity()}}, ValueError, "one Identity was given for 2 sites"),
         ({"adapter": {"first": "film"}}, ValueError, "adapter gives nothing for site 'second'"),
         ({"adapter": {"third": "film"}}, ValueError, "adapter names site 'third', which is not among the sites"),
         ({"adapter": lambda site, dim: "film"}, TypeError, "the adapter factory returned str for site 'first'"),
@@ -61,6 +62,20 @@ def test_bad_steps_at_call_time() -> None:
         net.refine(X, steps=-2)
     with pytest.raises(TypeError, match=r"steps must be a whole number, got 2\.0"):
         net.refine(X, steps=2.0)
+
+
+def test_steps_cannot_be_set() -> None:
+    net = loop(steps=3)
+    with pytest.raises(AttributeError, match=r"steps of a loop cannot be set.*pass net.refine\(..., steps=7\)"):
+        net.steps = 7
+    assert net.steps == 3
+    assert len(net.refine(X).outputs) == 4
+
+
+def test_one_module_may_serve_the_one_site_that_a_glob_is_left_with() -> None:
+    own = Film(loop().sites[0], 64)
+    net = loop(adapter={"*": own, "second": "gate"})
+    assert net.adapters["first"] is own
 
 
 def test_bad_contexts() -> None:

@@ -45,6 +45,20 @@ def test_any_criterion() -> None:
     torch.testing.assert_close(refinement_loss(Refinement(outputs), target, criterion=F.mse_loss), expected)
 
 
+@pytest.mark.parametrize("positions", [3, 4, 5])
+def test_classes_of_positions_are_on_the_last_axis(positions: int) -> None:
+    y = torch.randn(2, positions, 4)
+    target = torch.randint(4, (2, positions))
+    expected = F.cross_entropy(y.flatten(0, 1), target.flatten())
+    torch.testing.assert_close(refinement_loss(Refinement([y]), target), expected)
+    torch.testing.assert_close(refinement_loss(Refinement([y]), F.one_hot(target, 4).float()), expected)
+
+
+def test_classes_of_pixels_are_on_axis_one() -> None:
+    y, target = torch.randn(2, 4, 4, 4), torch.randint(4, (2, 4, 4))
+    torch.testing.assert_close(refinement_loss(Refinement([y]), target), F.cross_entropy(y, target))
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -133,6 +136,30 @@ def test_batch_norm_per_step_has_no_fixed_point() -> None:
     net.refine(x, halting=Tolerance(1e-3), gradient="truncated")
 
 
+def test_the_batch_norms_say_whether_there_is_one_map() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    x = torch.randn(6, 4)
+    net = cbl.ContextLoop(backbone, "0", x, step_norm="shared", gradient="implicit").freeze_backbone()
+    net.train()(x)  # in which no batch norm trains
+    net.eval()
+    backbone[2].train()
+    with pytest.raises(ValueError, match="step_norm='shared' makes each step another map in training"):
+        net(x)
+
+
+def test_batch_norm_without_statistics_has_no_fixed_point() -> None:
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3))
+    x = torch.randn(6, 4)
+    message = r"but batch norm '1' has no running statistics .* mixes the samples at every step.*group or layer norm"
+    with pytest.raises(ValueError, match=message):
+        cbl.ContextLoop(backbone, "0", x, gradient="implicit")
+    net = cbl.ContextLoop(backbone, "0", x, step_norm="frozen").eval()
+    with pytest.raises(ValueError, match=message):
+        net.refine(x, solver="anderson")
+    net.refine(x, gradient="truncated")
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -156,6 +183,13 @@ def test_options_survive_as_plain_data(option: object) -> None:
     described["surprise"] = 1
     with pytest.raises(ValueError, match="has the fields"):
         restore_option(described)
+
+
+@pytest.mark.parametrize("rule", [Tolerance, cbl.Confidence, Picard, lambda value: Truncated(np.int64(8 * value))])
+def test_numbers_of_numpy_are_plain_data_too(rule: Callable[[float], object]) -> None:
+    option = rule(np.float32(0.25))  # type: ignore[arg-type]
+    described = describe_option(option)
+    assert restore_option(json.loads(json.dumps(described))) == option == rule(0.25)
 
 
 def test_a_save_keeps_how_the_loop_is_run(tmp_path: Path) -> None:

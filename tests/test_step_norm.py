@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import torchcbl as cbl
 from backbones import CASES, ResidualCnn
@@ -114,6 +115,23 @@ def test_cumulative_average() -> None:
         h = net.backbone.site(F.batch_norm(x, None, None, training=True))
         means.append(2 * h.mean(0))
     torch.testing.assert_close(net.step_norm.statistics["norm"].running_mean[0], torch.stack(means).mean(0))
+
+
+def test_update_bn_renews_the_statistics_of_every_step() -> None:
+    net = build(None, "traced").train()
+    for _ in range(5):
+        net(torch.randn(16, 4))
+    resumed = build(None, "traced")
+    resumed.load_state_dict(net.state_dict())
+    batches = [torch.randn(16, 4) + 3 for _ in range(3)]
+    for one in (net, resumed):
+        with torch.no_grad():
+            one.backbone.site.bias.fill_(10.0)
+        update_bn(batches, one)
+        kept, norm = one.step_norm.statistics["norm"], one.backbone.norm
+        assert kept.num_batches_tracked.tolist() == [3, 3]
+        torch.testing.assert_close(kept.running_mean, 2 * norm.running_mean.expand(2, 5))
+        torch.testing.assert_close(kept.running_var, 4 * norm.running_var.expand(2, 5))
 
 
 def test_frozen_norms_of_a_training_net() -> None:
@@ -274,6 +292,14 @@ def test_one_object_for_samples_that_ended_apart_feeds_nothing(mode: str, cut: s
     assert found.returned["logits"] is found.output
     found.returned["loss"].backward()
     assert all(p.grad is not None for p in net.adapters.parameters())
+
+
+@CUTS
+def test_truncated_feeds_each_step_once(cut: str) -> None:
+    net = cbl.ContextLoop(NormNet(), "site", torch.randn(6, 4), context=cbl.Context(2, "norm"), steps=3, cut=cut)
+    net.train().refine(torch.randn(8, 4), gradient="truncated")  # for which z is made again after step 2
+    assert int(net.backbone.norm.num_batches_tracked) == 1
+    assert net.step_norm.statistics["norm"].num_batches_tracked.tolist() == [1, 1, 1]
 
 
 def test_a_batch_of_none_has_an_object_too() -> None:

@@ -81,6 +81,45 @@ def test_the_backbone_comes_along_on_request(net: cbl.ContextLoop, folder: Path)
     assert not (folder / "backbone.safetensors").exists()
 
 
+def test_a_trace_is_not_insisted_on(tmp_path: Path) -> None:
+    x, backbone = torch.randn(3, 6), Mlp()
+    net = cbl.ContextLoop(backbone, "first", x, steps=3)
+    net.save(tmp_path)
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    assert (net.plan.kind, json.loads(text)["loop"]["cut"]) == ("traced", "auto")
+    backbone.first.register_forward_hook(lambda *_: None)
+    for written in (text, text.replace('"cut": "auto"', '"cut": "traced"')):  # which older saves say
+        path.write_text(written)
+        again = cbl.load(tmp_path, backbone)
+        assert again.plan.kind == "replayed"
+        assert torch.equal(again(x), net(x))
+    cbl.ContextLoop(backbone, "first", x, cut="replayed").save(tmp_path)
+    assert json.loads(path.read_text())["loop"]["cut"] == "replayed"
+
+
+class Noted(nn.Linear):
+    """Has more in its state than tensors."""
+
+    note = "new"
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"note": self.note}
+
+    def set_extra_state(self, state: object) -> None:
+        raise AssertionError("it was not saved")
+
+
+@pytest.mark.parametrize("include_backbone", [False, True])
+def test_state_that_is_no_tensor_is_left_alone(tmp_path: Path, include_backbone: bool) -> None:
+    x, backbone = torch.randn(3, 6), nn.Sequential(Noted(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    net = cbl.ContextLoop(backbone, "1", x, context=cbl.Context(dim=3, map=Noted))
+    net.save(tmp_path, include_backbone=include_backbone)
+    twin = nn.Sequential(Noted(6, 4), nn.ReLU(), nn.Linear(4, 3)) if include_backbone else backbone
+    again = cbl.load(tmp_path, twin, context=cbl.Context(dim=3, map=Noted))
+    assert torch.equal(again(x), net(x))
+
+
 def test_other_weights_are_refused_by_name(net: cbl.ContextLoop, folder: Path) -> None:
     with torch.no_grad():
         net.backbone.fc.bias[0] += 1
@@ -166,6 +205,16 @@ def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:
     write_atomically(target, b"two")
     assert target.read_text() == "two"
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
+
+
+def test_ctrl_c_in_the_middle_of_a_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file.txt", "one")
+    assert not list(tmp_path.iterdir())
 
 
 def renamed(backbone: nn.Module, old: str, new: str) -> nn.Module:

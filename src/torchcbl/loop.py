@@ -53,6 +53,7 @@ class LoopConfig:
     step_norm: str
     channel_dim: int | None
     output: Key | None
+    cut: str
 
 
 class ContextLoop(Trainable, Shareable):
@@ -154,7 +155,9 @@ class ContextLoop(Trainable, Shareable):
         self.plan: Plan = plan
         step_norm = "frozen" if step_norm is None and settings.needs_one_map else step_norm
         self.step_norm = choose_step_norm(step_norm, batch_norms(replayed.items()), settings.steps)
-        self.has_batch_norm = bool(batch_norms(replayed.items()))
+        self.norm_names = tuple(batch_norms(replayed.items()))
+        """Which batch norms run again at the later steps."""
+        self.has_batch_norm = bool(self.norm_names)
         self._prepare_cuts(chosen)
         causal = is_causal(backbone, call, self.output_layout, y)
         self.sites: tuple[Site, ...] = tuple(
@@ -185,6 +188,7 @@ class ContextLoop(Trainable, Shareable):
             step_norm=self.step_norm.mode,
             channel_dim=channel_dim,
             output=output,
+            cut=cut,
         )
         for part in (self.context, self.adapters, self.step_norm):
             part.train(backbone.training)
@@ -197,6 +201,18 @@ class ContextLoop(Trainable, Shareable):
             self._audit = audit_at_random(self, self._audit)
         if self._audit.dead and not allow_dead:
             raise ValueError(dead_adapters_message(self._audit))
+
+    @property
+    def steps(self) -> int:
+        """T, unless a call says otherwise."""
+        return self.config.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        raise AttributeError(
+            f"steps of a loop cannot be set, got net.steps = {steps!r}: pass net.refine(..., steps={steps!r}), or "
+            "build the loop with it."
+        )
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Return the backbone's own output after T steps of feedback, with y_T (and, say, a loss from it) in it."""

@@ -8,17 +8,30 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchcbl.halting import class_axis
 from torchcbl.refinement import Refinement
 
 Weights = str | Sequence[float] | Tensor
 _GEOMETRIC_RATIO = 0.5
 
 
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Compute the mean cross entropy where a loop's outputs have their classes: (B, K), (B, N, K) or (B, K, H, W).
+
+    Args:
+        output: y.
+        target: Class indices, (B,), (B, N) or (B, H, W); or probabilities of y's shape.
+    """
+    axis = class_axis(output)
+    target = target.movedim(axis, 1) if target.ndim == output.ndim else target
+    return F.cross_entropy(output.movedim(axis, 1), target)
+
+
 def refinement_loss(
     refinement: Refinement,
     target: Tensor,
     weights: Weights = "uniform",
-    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Tensor:
     """Sum the losses of all outputs, weighted.
 
@@ -30,10 +43,13 @@ def refinement_loss(
 
     Args:
         refinement: What `net.refine(x)` returned: outputs y_0..y_T.
-        target: What `criterion` takes as its second argument; class indices (B,) for the default.
+        target: What `criterion` takes as its second argument; class indices for the default, (B,), or (B, N) or (B, H,
+            W) where y has positions.
         weights: "last" (only y_T), "uniform" (1 / (T + 1) each), "linear" (proportional to tau + 1), "geometric"
-            (each step twice the one before), or T + 1 numbers that sum to 1.
-        criterion: Any criterion(output, target) that returns a scalar tensor.
+            (each step twice the one before), or T + 1 numbers that sum to 1. A tensor's values count alone: it gets no
+            gradient.
+        criterion: Any criterion(output, target) that returns a scalar tensor; by default cross entropy over the
+            classes, which are on y's last axis, or on axis 1 of (B, K, H, W).
 
     Returns:
         The loss, a scalar tensor.

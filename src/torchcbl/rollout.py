@@ -172,6 +172,7 @@ class LoopMap(Map):
         self.sizes = [prod(part.shape[1:]) for part in self.like]
         self.answer_is_s = not self.in_z and self.first.returned is self.output
         self.finish_evaluations = 0 if self.answer_is_s else 1
+        self.resume_evaluations = 1 if self.in_z and self.first.source is not None else 0
         if self.mask is not None:
             self._find_padding(y)
         return self.pack(state, y)
@@ -205,6 +206,20 @@ class LoopMap(Map):
             return super().finish(s, step)
         y = self.unpack(s)[0]
         return Evaluation(s, y, y)
+
+    def resume(self, early: Trace) -> Tensor:
+        """See `Map.resume`: a step begins with z = g(.), so where s holds z, that is computed again."""
+        if not self.in_z:
+            return early.value
+        made_from: Tensor | None = early.output
+        if self.first.source is not None:  # which the iteration has not kept
+            with torch.no_grad(), self.statistics.restored():
+                z, hidden = self.unpack(early.point)
+                steps = early.steps if len(early.steps) else 1
+                made_from = self.step(z, State(None, None, hidden), steps).source
+        assert made_from is not None
+        z = self.net.context(made_from.detach(), self.mask).flatten(1).to(early.value.dtype)
+        return torch.cat([z, early.value[:, self.sizes[0] :]], dim=1)
 
     def take_last_steps_again(self, trace: Trace) -> object:
         """Return one object of the backbone's own for samples that ended at different steps, y_T in it as it was.

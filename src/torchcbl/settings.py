@@ -13,6 +13,7 @@ from torchcbl.gradients import Bptt, Gradient, find_gradient
 from torchcbl.halting import Halting, Never, check_halting
 from torchcbl.refinement import Refinement, RefinementError, Status
 from torchcbl.solvers import Picard, Solver, find_solver
+from torchcbl.step_norm import batch_norms
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
@@ -106,12 +107,22 @@ class Settings:
         """Refuse to look for the fixed point of a map that changes from step to step.
 
         Raises:
-            ValueError: Batch norm in the replayed part normalises otherwise at each step.
+            ValueError: Batch norm in the replayed part normalises otherwise at each step, or always by the batch.
         """
+        if not self.needs_one_map or not net.has_batch_norm:
+            return
+        what = f"solver={self.solver!r}, gradient={self.gradient!r}"
+        norms = batch_norms((name, net.backbone.get_submodule(name)) for name in net.norm_names)
+        for name, norm in norms.items():
+            if norm.running_mean is None:
+                raise ValueError(
+                    f"{what} look for a fixed point of each sample by itself, but batch norm '{name}' has no running "
+                    "statistics (track_running_stats=False) and mixes the samples at every step, also in eval mode: "
+                    "build it with track_running_stats=True, replace it by group or layer norm, or use "
+                    "solver='picard' with gradient='bptt', 'truncated' or 'checkpointed'."
+                )
         mode = net.config.step_norm
-        same = mode == "frozen" or (not net.training and mode != "per_step")
-        if self.needs_one_map and net.has_batch_norm and not same:
-            what = f"solver={self.solver!r}, gradient={self.gradient!r}"
+        if mode == "per_step" or (mode != "frozen" and any(norm.training for norm in norms.values())):
             raise ValueError(
                 f"{what} look for a fixed point, but batch norm with step_norm={mode!r} makes each step another map"
                 f"{' in training' if mode != 'per_step' else ''}: build the loop with step_norm='frozen', or use "

@@ -54,6 +54,8 @@ class StepStatistics(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         if norm.training:
+            if norm.momentum is None and step == 1 and norm.num_batches_tracked == 1:
+                self.num_batches_tracked.zero_()  # the backbone's average has begun anew, as by torch's `update_bn`
             count += 1
             momentum = 1.0 / float(count) if norm.momentum is None else norm.momentum
             return F.batch_norm(x, mean, var, norm.weight, norm.bias, True, momentum, norm.eps)

@@ -51,13 +51,17 @@ def build_adapters(choice: AdapterChoice, sites: Sequence[Site], context_dim: in
     if isinstance(choice, Mapping):
         by_site = _by_site(choice, sites)
     else:
-        if isinstance(choice, nn.Module) and len(sites) > 1:
-            raise ValueError(
-                f"one {type(choice).__name__} was given for {len(sites)} sites, which would share its weights: pass "
-                "the class, a factory called with (site, context_dim), or a dict with one adapter per site."
-            )
+        _refuse_shared(choice, len(sites))
         by_site = {site.name: choice for site in sites}
     return [_build(by_site[site.name], site, context_dim) for site in sites]
+
+
+def _refuse_shared(choice: str | nn.Module | AdapterFactory, count: int) -> None:
+    if isinstance(choice, nn.Module) and count > 1:
+        raise ValueError(
+            f"one {type(choice).__name__} was given for {count} sites, which would share its weights: pass "
+            "the class, a factory called with (site, context_dim), or a dict with one adapter per site."
+        )
 
 
 def bind(adapters: Iterable[Psi], mask: Tensor | None, tokens: Attending | None) -> list[Psi]:
@@ -146,6 +150,8 @@ def _by_site(
     missing = [site.name for site in sites if site.name not in found]
     if missing:
         raise ValueError(f"adapter gives nothing for site '{missing[0]}': name one for each of the sites.")
+    for pattern, choice in choices.items():
+        _refuse_shared(choice, sum(found[site] is choice for site in found if matches_glob(site, pattern)))
     return found
 
 

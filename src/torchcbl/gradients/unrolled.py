@@ -94,8 +94,9 @@ class Truncated(Gradient):
     """Differentiate through the last k of the T steps only.
 
     The first T - k steps are taken by the solver without gradients, until they are done; the last k are plain (or
-    damped, as `Picard`'s) steps from there. So the outputs y_1..y_{T-k} have no gradient: give them no weight in the
-    loss. Biased by what the earlier steps would have added: of order gamma^k near the fixed point of a contraction.
+    damped, as `Picard`'s) steps from there; those of a loop begin with z = g(y), whichever of the two it carries. So
+    the outputs y_1..y_{T-k} have no gradient: give them no weight in the loss. Biased by what the earlier steps would
+    have added: of order gamma^k near the fixed point of a contraction.
 
     Args:
         steps: k, at least 1; with k >= T it is `Bptt`.
@@ -124,7 +125,7 @@ class Truncated(Gradient):
         with torch.no_grad():
             early = problem.iterate(problem.steps - self.steps)
         solver = problem.solver if isinstance(problem.solver, Picard) else Picard()
-        start, _ = solver.step((), early.point, early.value, lambda s: s)
+        start, _ = solver.step((), early.point, problem.g.resume(early), lambda s: s)
         late = iterate(
             problem.g,
             start,
@@ -137,6 +138,7 @@ class Truncated(Gradient):
             tolerance=problem.halting.tolerance,
             keep_outputs=problem.keep_outputs,
         )
+        late.evaluations = late.evaluations + problem.g.resume_evaluations
         return _join(early, late)
 
 

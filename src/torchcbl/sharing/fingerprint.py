@@ -16,7 +16,7 @@ SHOWN = 3  # of each kind of difference, so that a message stays readable
 
 
 def inventory(state: Mapping[str, Tensor]) -> Inventory:
-    """List dtype, shape and digest of each tensor.
+    """List dtype, shape and digest of each tensor; what else a module has in its state (`get_extra_state`) is left out.
 
     Example:
         >>> import torch
@@ -26,6 +26,7 @@ def inventory(state: Mapping[str, Tensor]) -> Inventory:
     return {
         name: [str(value.dtype).removeprefix("torch."), list(value.shape), digest(value)]
         for name, value in state.items()
+        if isinstance(value, Tensor)
     }
 
 

@@ -68,7 +68,7 @@ def make_manifest(net: ContextLoop, added: Inventory, include_backbone: bool) ->
             "step_norm": config.step_norm,
             "channel_dim": config.channel_dim,
             "output": config.output,
-            "cut": net.plan.kind,
+            "cut": config.cut,
             "example": config.example,
             "contractive": None if net.bound is None else net.bound.gamma,
             "solver": describe_option(config.settings.solver),

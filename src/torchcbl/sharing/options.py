@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import TypeVar
 
 from torchcbl.adapters import CUSTOM
@@ -21,6 +22,8 @@ def describe_option(option: object) -> object:
     """Say in plain data what an option is: its kind and its fields; `CUSTOM` where its code is the caller's own."""
     if option is None or isinstance(option, (str, int, float)):
         return option
+    if isinstance(option, Real):  # numpy's
+        return int(option) if isinstance(option, Integral) else float(option)
     if KINDS.get(type(option).__name__) is not type(option):
         return CUSTOM
     described = {field.name: describe_option(getattr(option, field.name)) for field in fields(option)}  # type: ignore[arg-type]

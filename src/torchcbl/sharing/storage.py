@@ -52,7 +52,7 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
     manifest = make_manifest(net, inventory(added), include_backbone)
     write_atomically(target / ADDED, _pack(added))
     if include_backbone:
-        write_atomically(target / BACKBONE, _pack(net.backbone.state_dict()))
+        write_atomically(target / BACKBONE, _pack(_tensors(net.backbone)))
     else:
         (target / BACKBONE).unlink(missing_ok=True)
     write_atomically(target / CONFIG, json.dumps(manifest, indent=1) + "\n")
@@ -72,6 +72,8 @@ def load(
 
     The backbone must be the one it was saved with, tensor for tensor; when its weights were saved too, they are
     loaded into it and only names, dtypes and shapes must agree. What the loop adds has the dtypes it was saved in.
+    Tensors alone are saved: what else a module keeps by `get_extra_state` stays as it is in the backbone, and so do
+    its modes and `requires_grad`: call `freeze_backbone()` again where the loop had it.
 
     Args:
         folder: What `net.save` wrote.
@@ -129,17 +131,16 @@ def load(
         step_norm=loop["step_norm"],
         channel_dim=loop["channel_dim"],
         output=loop["output"],
-        cut=loop["cut"],
+        cut="auto" if loop["cut"] == "traced" else loop["cut"],  # which older saves say of what "auto" had found
         allow_dead=True,
     )
     _take_dtypes(net, added)
     advice = "Pass the adapter and the context that it was saved with."
     refuse("the loop", differences(manifest["added"], inventory(added_state(net)), digests=False), advice)
-    missing, unexpected = net.load_state_dict(added, strict=False)
+    unexpected = net.load_state_dict(added, strict=False).unexpected_keys  # of its own none is missing
     assert not unexpected
-    assert all(name.startswith("backbone.") for name in missing)
     if weights is not None:  # last, so that whatever is refused leaves the backbone as it was
-        backbone.load_state_dict(weights)
+        backbone.load_state_dict(weights, strict=False)
     if loop["contractive"] is not None:
         from torchcbl.theory.contractive import make_contractive
 
@@ -167,7 +168,12 @@ def _check_whole(net: ContextLoop) -> None:
 
 def added_state(net: ContextLoop) -> dict[str, Tensor]:
     """All that the loop adds to the backbone: adapters, context, per-step statistics."""
-    return {name: value for name, value in net.state_dict().items() if not name.startswith("backbone.")}
+    return {name: value for name, value in _tensors(net).items() if not name.startswith("backbone.")}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state without what `get_extra_state` adds that is no tensor."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _pack(state: Mapping[str, Tensor]) -> bytes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from torchcbl.solvers.iteration import Trace
 
 Memory = object
 """What a solver or a stopping rule remembers of each sample: tensors with the batch first, in tuples."""
@@ -68,6 +71,13 @@ class Map(ABC):
     def finish(self, s: Tensor, step: int) -> Evaluation:
         """Return what belongs to s (B, N) as the answer; its value is s."""
         return self(s, step)._replace(value=s)
+
+    resume_evaluations: int = 0
+    """How often `resume` evaluates G."""
+
+    def resume(self, early: Trace) -> Tensor:
+        """Return G at the last points of an iteration, (B, N), with gradients in what the next step begins with."""
+        return early.value
 
     def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return contexts for an evaluation and for its repetition in the backward pass."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchcbl.checks import check_count
+from torchcbl.refinement import is_finite
 from torchcbl.solvers.base import Memory, Solver, keep_finite
 from torchcbl.solvers.jacobian import jacobian
 
@@ -59,6 +60,11 @@ class Newton(Solver):
 
     def step(self, memory: Memory, s: Tensor, value: Tensor, g: Callable[[Tensor], Tensor]) -> tuple[Tensor, Memory]:
         """Return the solution of the problem linearised at s."""
-        system = torch.eye(s.shape[1], dtype=s.dtype, device=s.device) - jacobian(g, s)
-        change = torch.linalg.solve_ex(system, (value - s)[:, :, None])[0][:, :, 0]
+        eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+        system = eye - jacobian(g, s)
+        residual = (value - s)[:, :, None]
+        with torch.no_grad():
+            solvable = is_finite(torch.linalg.solve_ex(system, residual)[0][:, :, 0])
+        system = torch.where(solvable[:, None, None], system, eye)  # else its backward pass is 0 * inf, also for others
+        change = torch.linalg.solve_ex(system, residual)[0][:, :, 0]
         return keep_finite(s + change, value), memory
