@@ -28,7 +28,7 @@ from torchcbl.lab.report.beyond import Beyond, overall
 from torchcbl.lab.report.beyond import beyond as beyond_all
 from torchcbl.lab.report.beyond import markdown as beyond_as_markdown
 from torchcbl.lab.report.findings import Findings
-from torchcbl.lab.report.measures import sections
+from torchcbl.lab.report.measures import partial, sections
 from torchcbl.lab.report.robustness import sentences
 from torchcbl.lab.report.robustness import tables as noise_tables
 from torchcbl.lab.robustness import Robustness, read_noisy
@@ -73,8 +73,9 @@ def verdict(name: str) -> str:
 
 def measures(name: str) -> str:
     """Write what was measured of the runs of one study at every step."""
-    parts: list[str] = []
-    for section in sections(Measures.read(ROOT / "results" / name, KIND_NAMES)):
+    found = Measures.read(ROOT / "results" / name, KIND_NAMES)
+    parts = [f"{partial(found)}\n"] if partial(found) else []
+    for section in sections(found):
         parts.append(f"### {section.heading}\n")
         parts.append("".join(f"- {sentence}\n" for sentence in section.sentences))
         parts += [table.as_markdown() for table in section.tables]

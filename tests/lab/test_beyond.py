@@ -25,7 +25,7 @@ from torchcbl.lab.records import EpochRecord, Record, TestRecord, write_record
 from torchcbl.lab.report.beyond import Beyond, Control, beyond, bound, draw_beyond, markdown, overall, sentence, table
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.forest import Line, draw_forest
-from torchcbl.lab.statistics import compare, compare_all, plan, practical, two_level_interval
+from torchcbl.lab.statistics import Interval, compare, compare_all, plan, practical, two_level_interval
 
 Right = NDArray[np.bool_]
 Scores = Mapping[str, Sequence[float]]
@@ -194,15 +194,36 @@ def test_verdict_goes_by_the_corrected_p() -> None:
     assert "shown to be better" in sentence(a_control(differences))
     among = sentence(a_control(differences, others=11))
     assert "after Holm for 12" in among
-    assert "no difference shown" in among
+    assert "no difference shown after correction; a loss is all but ruled out; better by more than" in among
+    worse = sentence(a_control([-difference for difference in differences], others=11))
+    assert "no difference shown after correction; a gain is all but ruled out; better by more than" in worse
 
 
 def test_what_holds_on_these_images_only_is_said() -> None:
     wide, narrow = (compare({0: low, 1: high}, {0: 0.0, 1: 0.0}).t_interval for low, high in ((0.5, 1.5), (1.0, 1.1)))
-    assert "on these test data, as on new ones the sign stays open (-5.35 to 7.35)" in sentence(
+    assert "this holds for these test data, on new ones the sign stays open (-5.35 to 7.35)" in sentence(
         a_control(GAINED, two_level=wide)
     )
     assert "sign stays open" not in sentence(a_control(GAINED, two_level=narrow))
+
+
+def test_practically_equal_on_these_images_only_is_said() -> None:
+    wide, narrow = Interval(-0.44, 0.63), Interval(-0.3, 0.4)
+    equal = "practically equal, within 0.5 points with probability > 0.999"
+    open_ = "; this holds for these test data, on new ones the size stays open (-0.44 to 0.63)."
+    assert sentence(a_control(EQUAL, two_level=wide)).endswith(equal + open_)
+    assert sentence(a_control(EQUAL, two_level=narrow)).endswith(f"{equal}.")
+    better = sentence(a_control([d / 5 for d in GAINED], two_level=wide))
+    assert better.endswith("; this holds for these test data, on new ones sign and size stay open (-0.44 to 0.63).")
+    found = the({"standard": BASE, "no-context": BASE, "cbl": plus(EQUAL)})
+    for interval, aside, gain in (
+        (wide, " on these test data", " on these test data, and open on new ones (95% -0.44 to 0.63)"),
+        (narrow, "", ""),
+    ):
+        controls = tuple(dataclasses.replace(one, two_level=interval) for one in found.controls)
+        text = overall(dataclasses.replace(found, controls=controls))
+        assert f"no-context (+0.00 points, practically equal within 0.5{aside})" in text
+        assert f"over standard (+0.00 points): any gain is within 0.5 points{gain}." in text
 
 
 def test_words_never_claim_what_no_test_shows() -> None:
@@ -239,12 +260,34 @@ def test_overall_of_a_loop_that_beats_all_and_of_one_that_beats_none() -> None:
     kept = dataclasses.replace(found, controls=tuple(one for one in found.controls if one.name != "loop-free"))
     assert overall(kept).endswith("It is shown to beat every control it was held against: wider-params (+1.05 points).")
     none = overall(the({"standard": BASE, "wider-params": plus(EQUAL), "cbl": plus([-d for d in EQUAL])}))
-    equal = "over standard (+0.00 points, practically equal within 0.5): there is no gain to explain."
+    equal = "over standard (+0.00 points): any gain is within 0.5 points."
     assert f"The loop is not shown to gain anything {equal}" in none
     assert "may explain" not in none
     worse = overall(the({"standard": plus(GAINED), "ensemble": plus(GAINED), "cbl": BASE}))
     assert "The loop scores 1.05 points below standard: there is no gain to explain." in worse
     assert "shown to be worse than ensemble" in worse
+
+
+def test_overall_beats_every_control_only_where_it_beats_the_plain_network_too() -> None:
+    plain = [score - open_ for score, open_ in zip(plus(GAINED), OPEN, strict=True)]
+    found = the({"standard": plain, "wider-params": BASE, "cbl": plus(GAINED)})
+    kept = tuple(one for one in found.controls if one.name != "loop-free")
+    text = overall(dataclasses.replace(found, controls=kept))
+    assert "The loop is not shown to gain anything over standard (+0.32 points)" in text
+    assert text.endswith("It is shown to beat wider-params (+1.05 points).")
+
+
+def test_overall_says_what_an_interval_on_one_side_leaves() -> None:
+    many = ("no-context", "frozen-context", "shuffled-context", "untied", "ensemble", "wider-params", "wider-flops")
+    for differences, said in (
+        ((0.9, 0.3, 0.8, 0.2, 0.6), ", after correction, to gain over standard (+0.56 points, 95% 0.18 to 0.94). "),
+        ((0.38, 0.2, 0.35, 0.36, 0.1), "95% 0.13 to 0.43): any gain is within 0.5 points. "),
+        ((-0.9, -0.3, -0.8, -0.2, -0.6), " over standard (-0.56 points): a gain is all but ruled out. "),
+    ):
+        text = overall(the({"standard": BASE, "cbl": plus(differences)}, planned=many))
+        assert text.startswith("The loop is not shown")
+        assert said in text
+        assert "no gain to explain" not in text
 
 
 def test_overall_rules_no_gain_out_that_few_runs_cannot_show() -> None:

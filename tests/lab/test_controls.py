@@ -267,6 +267,8 @@ class TestUntied:
         for first, second in itertools.combinations(model.copies, 2):
             assert not torch.equal(first.fc1.weight, second.fc1.weight)  # type: ignore[arg-type, union-attr]
         assert len(model.refine(batch()[0], steps=1).outputs) == 2
+        method = build("cbl").state_dict()["context.map.weight"]
+        assert not any(torch.equal(context.weight, method) for context in model.contexts), "each step draws its own"
 
     def test_other_schedules_are_refused(self) -> None:
         with pytest.raises(ValueError, match="arm 'untied' unrolls schedule 'repropagate' alone, got 'literal'"):
@@ -421,7 +423,7 @@ def test_weights_come_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_there_or_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing: run the same"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing: delete the run"):
         load_weights(build("standard"), tmp_path)
     save_weights(build("untied"), tmp_path)
     with pytest.raises(ValueError, match=r"(?s)does not fit or is damaged .* delete the run's record"):

@@ -206,6 +206,42 @@ def test_partial_study_names_the_missing_runs(tmp_path: Path) -> None:
     assert "Left out: seed 1, finished in only one of the two arms." in page.text
 
 
+def test_what_fewer_seeds_than_planned_show_is_called_a_lead() -> None:
+    recipe = a_recipe(("standard", "wider-params"), seeds=3)
+    gains = (5.0, 5.1, 5.3)
+    tests = [
+        (arm, seed, 0.7 + (gains[seed] / 100 if arm != "standard" else 0)) for arm in recipe.arms for seed in range(3)
+    ]
+    records = []
+    for arm, seed, accuracy in tests:
+        record = a_record(recipe, arm, seed)
+        records.append(dataclasses.replace(record, test=dataclasses.replace(record.test, accuracy=(accuracy,))))
+    assert Findings(recipe, tuple(records)).verdicts[0].endswith("a difference is shown.")
+    partial = Findings(recipe, tuple(record for record in records if record.seed < 2))
+    assert partial.verdicts[0].endswith("a difference is shown; at 2 of 3 seeds it is a lead.")
+
+
+def test_each_loop_is_corrected_for_the_loops_on_its_network() -> None:
+    records = [
+        dataclasses.replace(one, test=dataclasses.replace(one.test, accuracy=(0.5, *one.test.accuracy[1:])))
+        if one.arm == "cbl"  # far above its own step 0, so that Holm leaves the other test at its own p
+        else one
+        for one in a_study(a_recipe(seeds=5))
+    ]
+    study = findings_of(records)
+    cbl, gate = study.comparisons
+    for one in (cbl, gate):
+        assert one.t_test is not None
+        assert one.num_comparisons == 2
+        assert one.p_holm == pytest.approx(min(1.0, 2 * one.t_test.p))
+    assert cbl in study.families["cbl"]
+    (alone,) = findings_of([one for one in records if one.arm != "cbl-gate"]).comparisons
+    assert alone.num_comparisons == 2  # the recipe names both
+    kept = Path(__file__).parents[2] / "results" / "cifar10-2-seeds-3-epochs"
+    first = findings_of(read_records(kept))
+    assert not any(one.difference_shown for one in first.comparisons), "docs/log.md says so"
+
+
 @pytest.mark.parametrize(
     ("arms", "sentence"),
     [

@@ -31,6 +31,7 @@ from torchcbl.lab.ranks import ALONE
 from torchcbl.lab.recipe import Recipe, load_recipe, read_recipe
 from torchcbl.lab.records import EpochRecord, TrialRecord, read_record, read_trial
 from torchcbl.lab.report.sweep import write_sweep
+from torchcbl.lab.report.sweep.words import sentences
 from torchcbl.lab.runs import Run
 from torchcbl.lab.study import claim as claim_study
 from torchcbl.lab.sweep.choice import choose, levels
@@ -581,3 +582,11 @@ def test_a_standard_that_does_best_elsewhere_and_a_shorter_training_are_said(tmp
     assert "standard does best at width=8 (96.00%), which is not what is best for cbl" in written.text
     assert "Chosen after 1 epoch, where the recipe trains for 9" in written.text
     assert (read_recipe(written.best).width, read_recipe(written.best).epochs) == (4, 9)
+
+
+def test_the_correction_counts_settings_that_cannot_be_compared(tmp_path: Path) -> None:
+    results = by_hand(tmp_path)
+    choice = choose(results)
+    told = sentences(results, dataclasses.replace(choice, against=(*choice.against[:-1], None)))
+    assert "of 5 settings are better than it on average." in told[4]
+    assert "For none is a difference shown, corrected for 6 tests (Holm)" in told[4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -39,7 +40,7 @@ from torchcbl.lab.measures.store import read_result
 from torchcbl.lab.measures.study import measure_study
 from torchcbl.lab.recipe import load_recipe
 from torchcbl.lab.records import read_record, write_record
-from torchcbl.lab.report.measures import render, sections
+from torchcbl.lab.report.measures import partial, render, sections
 from torchcbl.lab.report.measures.graded import baseline_errors, mean_corruption_error
 from torchcbl.lab.runs import Run
 from torchcbl.lab.training import train
@@ -202,6 +203,27 @@ def test_the_page_holds_everything_and_needs_nothing(measured: tuple[Path, str])
     assert (folder / "measures.md").read_text("utf-8").count("| cbl, τ = 2 |") >= 5
 
 
+def test_measures_of_a_partial_study_say_so(
+    measured: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, printed = measured
+    found = Measures.read(folder, KIND_NAMES)
+    said = partial(found)
+    assert said.startswith("Partial: 6 of 8 runs finished, and its tests are not corrected for looking before the end;")
+    assert said.endswith("missing: shuffled-context-seed1, label-context-seed1.")
+    page = (folder / "measures.html").read_text("utf-8")
+    assert f'<p class="partial">{said}</p>' in page
+    assert said in printed
+    assert "clean: not measured of shuffled-context-seed1, label-context-seed1." in page
+    assert partial(replace(found, recipe=replace(found.recipe, seeds=1))) == ""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "docs"))
+    docs = importlib.import_module("tables")
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    monkeypatch.setattr(docs, "sections", lambda found: [])
+    (tmp_path / "results").symlink_to(folder.parent)
+    assert docs.measures(folder.name) == f"{said}\n"
+
+
 def test_mean_corruption_error(measured: tuple[Path, str]) -> None:
     found = Measures.read(measured[0], KIND_NAMES)
     errors = baseline_errors(found)
@@ -236,7 +258,8 @@ def test_again_measures_nothing_and_needs_no_weights(
     assert main(["measure", str(folder), "--only=clean"]) == 2
     assert "no weights of cbl-seed1: only where `torchcbl compare` trained" in capsys.readouterr().err
     assert main(["measure", str(folder), "--only=corruptions"]) == 0
-    assert "clean: not measured of cbl-seed1." in (folder / "measures.html").read_text("utf-8")
+    page = (folder / "measures.html").read_text("utf-8")
+    assert "clean: not measured of cbl-seed1, shuffled-context-seed1, label-context-seed1." in page
     with pytest.raises(FileNotFoundError):
         read_correct(folder, "cbl-seed1")
 

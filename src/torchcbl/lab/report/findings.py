@@ -14,10 +14,10 @@ from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record, run_name
 from torchcbl.lab.report.families import family, treatments
 from torchcbl.lab.report.listing import listed
-from torchcbl.lab.report.roles import is_oracle, told
+from torchcbl.lab.report.roles import is_loop, is_oracle, same_network, told
 from torchcbl.lab.report.verdict import verdict
 from torchcbl.lab.sources import SOURCES, Source
-from torchcbl.lab.statistics import Comparison, Summary, compare_all, summarise
+from torchcbl.lab.statistics import Comparison, Summary, at_least, compare_all, summarise
 
 BASELINE = "standard"
 BASELINES = (BASELINE, "as-released-standard")
@@ -40,6 +40,22 @@ def compare_arms(scores: Mapping[str, Mapping[int, float]], baseline: str, plann
     tests = len({*scores, *planned} - oracles - {baseline})
     compared = [*compare_all(rivals, baseline, planned=tests), *compare_all(bounds, baseline)]
     return sorted(compared, key=lambda one: list(scores).index(one.treatment))
+
+
+def planned_runs(recipe: Recipe) -> list[str]:
+    """Name the runs that a recipe asks for, arm by arm."""
+    return [run_name(arm, seed) for arm in recipe.trained_arms for seed in range(recipe.seeds)]
+
+
+def progress(recipe: Recipe, missing: Sequence[str]) -> str:
+    """Say how much of a study is there, and which of its runs are missing."""
+    planned = len(planned_runs(recipe))
+    if not missing:
+        return f"Complete: all {_count(planned, 'run')} finished."
+    return (
+        f"Partial: {planned - len(missing)} of {planned} runs finished, and its tests are not corrected for looking "
+        f"before the end; missing: {listed(missing)}."
+    )
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,7 @@ class Findings:
     def missing(self) -> tuple[str, ...]:
         """Runs that the recipe asks for and that have no record."""
         finished = {record.name for record in self.records}
-        expected = [run_name(arm, seed) for arm in self.recipe.trained_arms for seed in range(self.recipe.seeds)]
-        return tuple(name for name in expected if name not in finished)
+        return tuple(name for name in planned_runs(self.recipe) if name not in finished)
 
     def runs(self, arm: str) -> list[Record]:
         """Return the finished runs of an arm, ordered by seed."""
@@ -111,22 +126,33 @@ class Findings:
     def families(self) -> dict[str, list[Comparison]]:
         """The treatments that have finished runs, each against all of its controls."""
         runs = {arm: self.runs(arm) for arm in self.arms}
-        return {treatment: family(treatment, runs, self.recipe.arms) for treatment in treatments(self.arms)}
+        return {
+            treatment: [self._as_one_of_the_loops(one) for one in family(treatment, runs, self.recipe.arms)]
+            for treatment in treatments(self.arms)
+        }
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Every other arm against the baseline, in points of test accuracy.
 
         A treatment's is that of its family, so that it is corrected, and shown or not, in one way; the others are a
-        family of their own.
+        family of their own. A loop's is corrected for no fewer tests than there are loops on its network.
         """
         if self.baseline not in self.arms:
             return []
         own = {one.treatment: one for tests in self.families.values() for one in tests if one.baseline == self.baseline}
         planned = [arm for arm in self.recipe.arms if arm not in {*own, *treatments(self.recipe.arms)}]
         others = {arm: self.scores(arm) for arm in self.arms if arm not in own}
-        found = own | {one.treatment: one for one in compare_arms(others, self.baseline, planned)}
+        rest = map(self._as_one_of_the_loops, compare_arms(others, self.baseline, planned))
+        found = own | {one.treatment: one for one in rest}
         return [found[arm] for arm in self.arms if arm in found]
+
+    def _as_one_of_the_loops(self, one: Comparison) -> Comparison:
+        """Count the loops on a network in the test of each against the plain one: any may beat it by chance."""
+        if one.baseline not in BASELINES or not is_loop(one.treatment):
+            return one
+        arms = {*self.recipe.arms, *self.arms}
+        return at_least(one, sum(is_loop(arm) and same_network(arm, one.treatment) for arm in arms))
 
     @property
     def label(self) -> str:
@@ -163,14 +189,7 @@ class Findings:
     @property
     def progress(self) -> str:
         """How much of the study is there, and which runs are missing."""
-        expected = len(self.recipe.trained_arms) * self.recipe.seeds
-        if not self.missing:
-            return f"Complete: all {_count(expected, 'run')} finished."
-        finished = expected - len(self.missing)
-        return (
-            f"Partial: {finished} of {expected} runs finished, and its tests are not corrected for looking before the "
-            f"end; missing: {listed(self.missing)}."
-        )
+        return progress(self.recipe, self.missing)
 
     @property
     def verdicts(self) -> list[str]:
@@ -180,7 +199,7 @@ class Findings:
             return [f"No finished run of the arm {self.baseline}: nothing to compare with."]
         if not self.comparisons:
             return [f"No finished run of another arm than {self.baseline}: nothing to compare it with."]
-        said = [verdict(one) + told(one.treatment) for one in self.comparisons]
+        said = [verdict(one, self.recipe.seeds) + told(one.treatment) for one in self.comparisons]
         return [*said, f"Diverged, to a loss that is no finite number: {listed(diverged)}."] if diverged else said
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchcbl.lab.statistics import Comparison
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict(comparison: Comparison, planned: int = 0) -> str:
     """Say the outcome of a comparison in one plain sentence, and which runs it had to leave out.
 
     A difference counts as shown where the p-value, corrected for the number of comparisons, is below 0.05.
@@ -13,6 +13,7 @@ def verdict(comparison: Comparison) -> str:
 
     Args:
         comparison: As `compare` or `compare_all` returns it, in points.
+        planned: Seeds of the study; what fewer of them show is called a lead.
 
     Example:
         >>> from torchcbl.lab.statistics import compare
@@ -23,7 +24,7 @@ def verdict(comparison: Comparison) -> str:
         >>> print(verdict(compare({0: 80.6}, {0: 80.2}, names=("cbl", "standard"))))
         cbl scored 0.40 points higher than standard in the only paired run: no test possible with one seed.
     """
-    return _outcome(comparison) + _left_out(comparison)
+    return _outcome(comparison, planned) + _left_out(comparison)
 
 
 def format_p(p: float) -> str:
@@ -36,7 +37,7 @@ def format_p(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"= {float(f'{p:.2g}'):.4g}"
 
 
-def _outcome(comparison: Comparison) -> str:
+def _outcome(comparison: Comparison, planned: int) -> str:
     treatment, baseline, n = comparison.treatment, comparison.baseline, comparison.n
     if comparison.mean is None:
         return f"{treatment} and {baseline} have no finished seed in common: no comparison possible."
@@ -51,11 +52,17 @@ def _outcome(comparison: Comparison) -> str:
         return f"{scored} in the only paired run: no test possible with one seed."
     if comparison.p_holm is None:
         return f"{scored} in each of {n} paired runs: no test possible without spread."
-    shown = "a difference is shown" if comparison.difference_shown else "no difference shown"
     return (
         f"{scored} on average (95% interval {comparison.t_interval}, {n} paired runs, "
-        f"p {format_p(comparison.p_holm)}{_correction(comparison)}): {shown}."
+        f"p {format_p(comparison.p_holm)}{_correction(comparison)}): {_shown(comparison, planned)}."
     )
+
+
+def _shown(comparison: Comparison, planned: int) -> str:
+    if not comparison.difference_shown:
+        return "no difference shown"
+    done = comparison.n + len(comparison.not_finite)
+    return "a difference is shown" + (f"; at {done} of {planned} seeds it is a lead" if done < planned else "")
 
 
 def _all_runs(n: int) -> str:

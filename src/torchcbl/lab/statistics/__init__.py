@@ -1,6 +1,6 @@
 """Paired statistics: by seed, by image, and by both; corrected, with what is practically equal and what n could see."""
 
-from torchcbl.lab.statistics.family import compare_all, compare_with_each, holm
+from torchcbl.lab.statistics.family import at_least, compare_all, compare_with_each, holm
 from torchcbl.lab.statistics.images import McNemar, image_interval, mcnemar, two_level_interval
 from torchcbl.lab.statistics.paired import (
     RESAMPLES,
@@ -33,6 +33,7 @@ __all__ = [
     "Summary",
     "TTest",
     "Wilcoxon",
+    "at_least",
     "compare",
     "compare_all",
     "compare_with_each",

@@ -71,6 +71,25 @@ def compare_with_each(
     return _corrected(results, planned)
 
 
+def at_least(comparison: Comparison, count: int) -> Comparison:
+    """Correct a comparison for no fewer than so many tests, whatever Holm's steps left of its family.
+
+    Args:
+        comparison: As `compare_all` or `compare_with_each` returns it.
+        count: Number of tests that the same question is put to.
+
+    Example:
+        >>> alone = compare({0: 79.0, 1: 79.5, 2: 79.1}, {0: 78.0, 1: 78.4, 2: 78.3})
+        >>> twice = at_least(alone, 2)
+        >>> twice.num_comparisons, round(twice.p_holm / alone.p_holm, 6)
+        (2, 2.0)
+    """
+    if comparison.t_test is None or comparison.p_holm is None:
+        return comparison
+    corrected = max(comparison.p_holm, min(1.0, count * comparison.t_test.p))
+    return replace(comparison, num_comparisons=max(count, comparison.num_comparisons), p_holm=corrected)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for having made several tests: the i-th smallest of k is times k - i + 1 (Holm 1979).
 

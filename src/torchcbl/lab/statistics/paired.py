@@ -54,7 +54,7 @@ class Comparison:
         mean: Mean difference in points; None without a pair.
         t_interval: 95% interval from Student's t; needs two pairs.
         bootstrap_interval: 95% percentile bootstrap interval; needs three pairs. Too narrow for few runs: on
-            normal data it held the true mean in 75% of trials at n = 3, 84% at 5 and 90% at 10.
+            normal data it held the true mean in 75% of trials at n = 3, 83% at 5 and 90% at 10.
         t_test: None below two pairs, and where all differences are equal.
         wilcoxon: None below two pairs, and where all differences are zero.
         d_z: Cohen's effect size for pairs, `mean(d) / std(d)`; None where `t_test` is.

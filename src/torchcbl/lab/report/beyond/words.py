@@ -8,7 +8,7 @@ from torchcbl.lab.report.beyond.rows import Beyond, Control
 from torchcbl.lab.report.families import PREFERRED
 from torchcbl.lab.report.findings import BASELINES
 from torchcbl.lab.report.verdict import format_p
-from torchcbl.lab.statistics import Comparison, Practical
+from torchcbl.lab.statistics import Comparison, Interval, Practical
 
 SURE = 0.95
 """Probability from which on a practical answer counts as shown."""
@@ -71,9 +71,10 @@ def overall(found: Beyond) -> str:
     tested = [control for control in found.controls if control.comparison.p_holm is not None]
     unshown = [control for control in tested if control not in shown]
     untested = [control for control in found.controls if control not in tested]
+    everything = not (unshown or lost or untested)  # the plain network included, which `_gain` names
     gain, parts = _gain(found, loop)
     beaten, unshown, lost = ([c for c in group if c.name not in BASELINES] for group in (beaten, unshown, lost))
-    if beaten and not (unshown or lost or untested):
+    if beaten and everything:
         parts.append(f"It is shown to beat every control it was held against: {_listed(beaten)}.")
     elif beaten:
         parts.append(f"It is shown to beat {_listed(beaten)}.")
@@ -101,13 +102,27 @@ def _gain(found: Beyond, loop: str) -> tuple[bool, list[str]]:
         return False, [f"{start}: whether there is a gain over the plain network has not been tested."]
     mean = _mean(plain.comparison)
     if not plain.comparison.difference_shown:
-        interval = plain.comparison.t_interval
-        none = _is_equal(plain) or (interval is not None and interval.high <= 0)
-        rest = "there is no gain to explain" if none else f"a gain is not ruled out either (95% {interval})"
-        return False, [f"{start} is not shown to gain anything over {_listed([plain])}: {rest}."]
+        return False, [f"{start} is not shown{_no_gain(plain)}."]
     if mean < 0:
         return False, [f"{start} scores {-mean:.2f} points below {plain.name}: there is no gain to explain."]
     return True, [f"{start} gains {mean:.2f} points over {plain.name}."]
+
+
+def _no_gain(plain: Control) -> str:
+    """Say which gain over the plain network is left possible where none is shown."""
+    mean, interval, found = _signed(_mean(plain.comparison)), plain.comparison.t_interval, plain.practical
+    assert interval is not None  # there was a test
+    if interval.low >= 0:
+        start, rest = f", after correction, to gain over {plain.name} ({mean} points, 95% {interval})", ""
+    else:
+        start = f" to gain anything over {plain.name} ({mean} points)"
+        ruled_out = interval.high <= 0
+        rest = ": a gain is all but ruled out" if ruled_out else f": a gain is not ruled out either (95% {interval})"
+    if found is not None and _is_equal(plain):
+        rest = f": any gain is within {found.rope:g} points"
+        if _only_here(plain):
+            rest += f" on these test data, and open on new ones (95% {plain.two_level})"
+    return start + rest
 
 
 def _common(controls: Sequence[Control], loop: str) -> str:
@@ -124,11 +139,24 @@ def _aside(control: Control) -> str:
     if mean is None:
         return ""
     equal = f", practically equal within {found.rope:g}" if found is not None and _is_equal(control) else ""
-    return f" ({round(mean, 2) + 0.0:+.2f} points{equal})"  # never -0.00
+    here = " on these test data" if _only_here(control) else ""
+    return f" ({_signed(mean)} points{equal}{here})"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # never -0.00
 
 
 def _is_equal(control: Control) -> bool:
     return control.practical is not None and control.practical.equal >= SURE
+
+
+def _only_here(control: Control) -> bool:
+    """Whether what is practically equal on these test data is open on new ones."""
+    found, interval = control.practical, control.two_level
+    if found is None or interval is None or not _is_equal(control):
+        return False
+    return not -found.rope <= interval.low <= interval.high <= found.rope
 
 
 def _start(control: Control) -> str:
@@ -149,7 +177,7 @@ def _one_run(control: Control) -> str:
 
 def _outcome(control: Control) -> str:
     if not control.comparison.difference_shown:
-        return _not_shown(control)
+        return _not_shown(control) + _new_images(control)
     better = _mean(control.comparison) > 0
     return f"shown to be {'better' if better else 'worse'}{_how_much(control.practical, better)}{_new_images(control)}"
 
@@ -164,10 +192,17 @@ def _not_shown(control: Control) -> str:
             f"{_probability(found.equal)}"
         )
     return (
-        f"no difference shown and none ruled out; better by more than {found.rope:g} points with probability "
+        f"{_sides(control.comparison.t_interval)}; better by more than {found.rope:g} points with probability "
         f"{_probability(found.better)}, worse with {_probability(found.worse)}; to see {needed.difference:g} points "
         f"needs {needed.seeds} seeds, {needed.seeds_cautious} to be safe"
     )
+
+
+def _sides(interval: Interval | None) -> str:
+    """Say which sign the interval leaves possible, where the correction lets none be shown."""
+    if interval is None or interval.low < 0 < interval.high:
+        return "no difference shown and none ruled out"
+    return f"no difference shown after correction; a {'gain' if interval.high <= 0 else 'loss'} is all but ruled out"
 
 
 def _how_much(found: Practical | None, better: bool) -> str:
@@ -181,9 +216,12 @@ def _how_much(found: Practical | None, better: bool) -> str:
 
 
 def _new_images(control: Control) -> str:
-    if control.two_level is None or 0.0 not in control.two_level:
+    sign = control.comparison.difference_shown and control.two_level is not None and 0.0 in control.two_level
+    size = _only_here(control)
+    if not (sign or size):
         return ""
-    return f"; on these test data, as on new ones the sign stays open ({control.two_level})"
+    what = "sign and size stay" if sign and size else "the sign stays" if sign else "the size stays"
+    return f"; this holds for these test data, on new ones {what} open ({control.two_level})"
 
 
 def _probability(value: float) -> str:

@@ -12,13 +12,14 @@ from torchcbl.lab.measures import KIND_NAMES
 from torchcbl.lab.measures.clean import Clean
 from torchcbl.lab.measures.found import Measures
 from torchcbl.lab.report.drawing import styled
+from torchcbl.lab.report.findings import planned_runs, progress
 from torchcbl.lab.report.listing import listed
 from torchcbl.lab.report.measures import ambiguity, attacks, clean, graded, noise
 from torchcbl.lab.report.measures.section import Section
 from torchcbl.lab.report.shell import paragraphs, write_page
 from torchcbl.lab.sources import SOURCES
 
-__all__ = ["render", "sections", "summary", "write_measures"]
+__all__ = ["partial", "render", "sections", "summary", "write_measures"]
 
 _SECTIONS: dict[str, Callable[[Measures], Section | None]] = {
     "clean": clean.section,
@@ -54,9 +55,15 @@ def sections(found: Measures) -> list[Section]:
     return [section for section in built if section is not None]
 
 
+def partial(found: Measures) -> str:
+    """Say which runs the study lacks, before whose end its tests are not final; nothing where it is complete."""
+    missing = [name for name in planned_runs(found.recipe) if name not in found.records]
+    return progress(found.recipe, missing) if missing else ""
+
+
 def summary(found: Measures) -> str:
     """Write the first table of each kind, and what came out, as plain text."""
-    parts = []
+    parts = [partial(found)]
     for section in sections(found):
         parts += [section.tables[0].as_text(), "\n".join(section.sentences)]
     return "\n\n".join(part for part in parts if part)
@@ -83,6 +90,7 @@ def render(found: Measures, dataset: Dataset | None = None) -> str:
         f"{found.recipe.name}: measures of every arm and step",
         "measures.html",
         label=escape(f"{len(runs)} runs measured{f'; {note}' if note else ''}"),
+        progress=f'<p class="partial">{escape(partial(found))}</p>' if partial(found) else "",
         verdicts=paragraphs(sentence for section in built for sentence in section.told),
         sections="\n".join(parts),
         missing=paragraphs(_missing(found)),
@@ -91,9 +99,10 @@ def render(found: Measures, dataset: Dataset | None = None) -> str:
 
 def _missing(found: Measures) -> list[str]:
     lines = [f"{kind}: {reason}." for kind, reason in found.unfit.items()]
+    runs = dict.fromkeys((*planned_runs(found.recipe), *found.records))
     for kind in KIND_NAMES:
         measured = found.found.get(kind, {})
-        names = [name for name in found.records if name not in measured]
+        names = [name for name in runs if name not in measured]
         if kind not in found.unfit and not measured:
             lines.append(f"{kind}: not measured.")
         elif names and measured:

@@ -133,7 +133,7 @@ def verdicts(found: Measures, rows: Sequence[Row[Found]], what: str, read: Read[
     """
     scores = {row.arm: row.values(read) for row in rows if row.last}
     compared = compare_arms(scores, baseline_of(found), found.recipe.arms)
-    return tuple(f"{what}: {verdict(one)}{told(one.treatment)}" for one in compared)
+    return tuple(f"{what}: {verdict(one, found.recipe.seeds)}{told(one.treatment)}" for one in compared)
 
 
 def of_loops(found: Measures, sentences: Sequence[str]) -> tuple[str, ...]:

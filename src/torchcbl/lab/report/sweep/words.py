@@ -145,7 +145,7 @@ def _shown(compared: Sequence[Comparison], by: str) -> str:
         return "No test is possible: it needs two seeds whose differences are not all the same."
     better = sum(one.difference_shown and _improves(one, by) for one in tested)
     worse = sum(one.difference_shown for one in tested) - better
-    corrected = f"corrected for {len(compared)} tests (Holm)"
+    corrected = f"corrected for {tested[0].num_comparisons} tests (Holm)"
     if not better and not worse:
         return f"For none is a difference shown, {corrected}; that is not to say that there is none."
     return f"Shown to be better: {better}; shown to be worse: {worse}, {corrected}."
