@@ -42,7 +42,7 @@ def test_unknown_name_like_no_other() -> None:
 
 
 def test_validation_size_must_fit() -> None:
-    with pytest.raises(ValueError, match="cannot hold out 1400 of 1400 images"):
+    with pytest.raises(ValueError, match="cannot hold out 1400 of 1400 samples"):
         load_data("digits", validation_size=1400)
 
 
