@@ -74,7 +74,7 @@ def verdict(name: str) -> str:
 def measures(name: str) -> str:
     """Write what was measured of the runs of one study at every step."""
     found = Measures.read(ROOT / "results" / name, KIND_NAMES)
-    parts = [f"{partial(found)}\n"] if partial(found) else []
+    parts = [f"{missing}\n"] if (missing := partial(found)) else []
     for section in sections(found):
         parts.append(f"### {section.heading}\n")
         parts.append("".join(f"- {sentence}\n" for sentence in section.sentences))

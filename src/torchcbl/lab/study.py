@@ -94,9 +94,7 @@ def claim(recipe: Recipe, out: Path) -> Recipe:
     if (out / "sweep.json").exists():
         raise ValueError(f"{out} holds a sweep, whose seeds and scores are not a study's: choose another --out.")
     path = out / "recipe.toml"
-    known = read_recipe(path) if path.exists() else recipe
-    if not begun(out):
-        known = recipe
+    known = read_recipe(path) if path.exists() and begun(out) else recipe
     for record in read_records(out):
         _compare(record.recipe, recipe, f"record {record.name} in {out}")
     _compare(known.as_dict(), recipe, str(out))

@@ -90,7 +90,7 @@ def render(found: Measures, dataset: Dataset | None = None) -> str:
         f"{found.recipe.name}: measures of every arm and step",
         "measures.html",
         label=escape(f"{len(runs)} runs measured{f'; {note}' if note else ''}"),
-        progress=f'<p class="partial">{escape(partial(found))}</p>' if partial(found) else "",
+        progress=f'<p class="partial">{escape(missing)}</p>' if (missing := partial(found)) else "",
         verdicts=paragraphs(sentence for section in built for sentence in section.told),
         sections="\n".join(parts),
         missing=paragraphs(_missing(found)),
