@@ -11,7 +11,11 @@ collect_ignore_glob = ["*conftest.py"]  # they hold no doctests, and two of one 
 
 
 def pytest_configure() -> None:
-    """Let processes that tests start hear Ctrl-C, also where the tests run in the background of a shell."""
+    """Compute on one thread before the first fixture too: threads of a few processes on as many cores wait long.
+
+    Let processes that tests start hear Ctrl-C, also where the tests run in the background of a shell.
+    """
+    torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

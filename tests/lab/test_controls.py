@@ -347,13 +347,19 @@ class TestReleased:
         assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
     def test_pooling_before_the_relu_changes_neither_answers_nor_gradients(self) -> None:
-        net, x = ReleasedCNN(dropout=0.0), torch.randn(4, 3, 32, 32)
+        net, x = ReleasedCNN(dropout=0.0), torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
         h = net.conv2[0](net.conv1(x)).relu()
         h = net.conv3[0](F.max_pool2d(h, 2)).relu()
         written_out = net.fc2(net.fc1(F.max_pool2d(h, 2).flatten(1)))
         assert torch.equal(net(x), written_out)
         gradients = [torch.autograd.grad(y.square().sum(), net.parameters()) for y in (net(x), written_out)]
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+    def test_the_layout_it_computes_in_changes_no_answer(self) -> None:
+        net, x = ReleasedCNN(dropout=0.0).double(), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+        y = net.fc2(net.fc1(net.conv3(net.conv2(net.conv1(x))).flatten(1)))
+        assert x.is_contiguous()
+        torch.testing.assert_close(net(x), y, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("name", RELEASED)
     def test_dropout_is_where_the_name_says(self, name: str) -> None:

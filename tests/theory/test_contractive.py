@@ -224,6 +224,12 @@ def test_batch_norm_that_starts_to_train_is_refused() -> None:
     net.freeze_backbone().train()(X)
 
 
+def test_batch_norm_that_runs_once_may_train() -> None:
+    net = cbl.make_contractive(cbl.ContextLoop(cnn(), "block2", X, "additive", step_norm="shared").eval())
+    net.backbone.block1.train()  # type: ignore[union-attr]
+    net(X)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_rounds_within_the_bound(dtype: torch.dtype) -> None:
     net = build("concat").to(dtype)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.adapters.bounded import BoundedLinear, bounds_kept
 from torchcbl.arguments import check_loop
@@ -164,13 +163,13 @@ def _amplifications(net: ContextLoop, call: Call) -> list[float]:
 
 
 def _check_norms(net: ContextLoop) -> None:
-    """Refuse batch norm that makes each step another map.
+    """Refuse batch norm that makes each step another map: that of what runs again, for the rest runs once.
 
     Raises:
         ValueError: There is some.
     """
     mode = net.config.step_norm
-    training = any(norm.training for norm in net.backbone.modules() if isinstance(norm, _BatchNorm))
+    training = any(net.backbone.get_submodule(name).training for name in net.norm_names)
     if net.has_batch_norm and mode != "frozen" and (training or mode == "per_step"):
         raise ValueError(
             f"a contractive loop needs one map for all steps, but batch norm with step_norm={mode!r} makes each step "

@@ -360,6 +360,10 @@ def test_what_cannot_be_measured(trained: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "recipe.toml").write_text((trained / "recipe.toml").read_text())
     assert main(["measure", str(tmp_path)]) == 2
     assert "holds no finished run of these arms" in capsys.readouterr().err
+    copied = shutil.copytree(trained, tmp_path / "copied", ignore=shutil.ignore_patterns("measures"))
+    (copied / "measures").write_text("in the way")
+    assert main(["measure", str(copied)]) == 2
+    assert f"could not write to {copied / 'measures'}: " in capsys.readouterr().err
 
 
 def test_the_kinds_have_their_names() -> None:

@@ -142,11 +142,15 @@ def _finished(recipe: Recipe, folder: Path, data: Path | None, arms: Sequence[st
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    try:
-        with hold(folder / "measures" / ".lock"):
-            yield
-    except BlockingIOError as error:
-        raise BlockingIOError(f"another process measures {folder}: wait for it, or stop it.") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder / "measures" / ".lock"))
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process measures {folder}: wait for it, or stop it.") from error
+        except OSError as error:
+            what = f"could not write to {folder / 'measures'}: {error.strerror or error}"
+            raise OSError(error.errno, f"{what}; make it a folder that can be written to, or measure a copy") from error
+        yield
 
 
 def _prepare(kinds: Collection[str], ground: Ground, explicit: bool) -> dict[str, str]:
