@@ -21,8 +21,9 @@ from torchcbl.lab.records import EpochRecord, Record, TestRecord, read_records, 
 from torchcbl.lab.report import build_report, table, tables
 from torchcbl.lab.report.beyond import beyond, overall, sentences
 from torchcbl.lab.report.drawing import as_svg
+from torchcbl.lab.report.families import compare_arms
 from torchcbl.lab.report.figures import colour, draw, marker
-from torchcbl.lab.report.findings import Findings, compare_arms, findings_of
+from torchcbl.lab.report.findings import Findings, findings_of
 from torchcbl.lab.report.page import render
 from torchcbl.lab.report.verdict import format_p, verdict
 from torchcbl.lab.statistics import compare, compare_all

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from torchcbl.lab.recipe import DERIVED_ARMS
 from torchcbl.lab.records import Record
-from torchcbl.lab.report.roles import is_control, is_loop, same_network
-from torchcbl.lab.statistics import Comparison, compare_with_each
+from torchcbl.lab.report.roles import is_control, is_loop, is_oracle, same_network
+from torchcbl.lab.statistics import Comparison, compare_all, compare_with_each
 
+BASELINE = "standard"
+BASELINES = (BASELINE, "as-released-standard")
 PREFERRED = "cbl"
 OWN_FIRST_STEP = "loop-free"
 
@@ -42,6 +44,25 @@ def family(treatment: str, runs: Mapping[str, Sequence[Record]], planned: Sequen
     if all(len(run.test.accuracy) > 1 for run in runs[treatment]):
         against[own_first_step(treatment)] = _scores(runs[treatment], 0)
     return compare_with_each(treatment, _scores(runs[treatment], -1), against, planned=len(against))
+
+
+def compare_arms(scores: Mapping[str, Mapping[int, float]], baseline: str, planned: Sequence[str]) -> list[Comparison]:
+    """Compare arms with the baseline, as one family of tests; those that are told the labels stand outside it.
+
+    Args:
+        scores: Score by seed for every arm, in points.
+        baseline: Name of the arm that the others are held against.
+        planned: Arms of the study; those without scores yet count in the correction.
+
+    Returns:
+        One comparison per other arm, in the order of `scores`.
+    """
+    oracles = {arm for arm in {*scores, *planned} if is_oracle(arm)}
+    rivals = {arm: found for arm, found in scores.items() if arm not in oracles}
+    bounds = {arm: found for arm, found in scores.items() if arm in {*oracles, baseline}}
+    tests = len({*scores, *planned} - oracles - {baseline})
+    compared = [*compare_all(rivals, baseline, planned=tests), *compare_all(bounds, baseline)]
+    return sorted(compared, key=lambda one: list(scores).index(one.treatment))
 
 
 def own_first_step(treatment: str) -> str:

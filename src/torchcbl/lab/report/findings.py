@@ -11,51 +11,14 @@ from typing import Any, cast
 
 from torchcbl.lab.derived import with_derived
 from torchcbl.lab.recipe import Recipe, differences
-from torchcbl.lab.records import Record, run_name
-from torchcbl.lab.report.families import family, treatments
+from torchcbl.lab.records import Record
+from torchcbl.lab.report.families import BASELINE, BASELINES, compare_arms, family, treatments
 from torchcbl.lab.report.listing import listed
-from torchcbl.lab.report.roles import is_loop, is_oracle, same_network, told
+from torchcbl.lab.report.progress import count, planned_runs, progress
+from torchcbl.lab.report.roles import is_loop, same_network, told
 from torchcbl.lab.report.verdict import verdict
 from torchcbl.lab.sources import SOURCES, Source
-from torchcbl.lab.statistics import Comparison, Summary, at_least, compare_all, summarise
-
-BASELINE = "standard"
-BASELINES = (BASELINE, "as-released-standard")
-
-
-def compare_arms(scores: Mapping[str, Mapping[int, float]], baseline: str, planned: Sequence[str]) -> list[Comparison]:
-    """Compare arms with the baseline, as one family of tests; those that are told the labels stand outside it.
-
-    Args:
-        scores: Score by seed for every arm, in points.
-        baseline: Name of the arm that the others are held against.
-        planned: Arms of the study; those without scores yet count in the correction.
-
-    Returns:
-        One comparison per other arm, in the order of `scores`.
-    """
-    oracles = {arm for arm in {*scores, *planned} if is_oracle(arm)}
-    rivals = {arm: found for arm, found in scores.items() if arm not in oracles}
-    bounds = {arm: found for arm, found in scores.items() if arm in {*oracles, baseline}}
-    tests = len({*scores, *planned} - oracles - {baseline})
-    compared = [*compare_all(rivals, baseline, planned=tests), *compare_all(bounds, baseline)]
-    return sorted(compared, key=lambda one: list(scores).index(one.treatment))
-
-
-def planned_runs(recipe: Recipe) -> list[str]:
-    """Name the runs that a recipe asks for, arm by arm."""
-    return [run_name(arm, seed) for arm in recipe.trained_arms for seed in range(recipe.seeds)]
-
-
-def progress(recipe: Recipe, missing: Sequence[str]) -> str:
-    """Say how much of a study is there, and which of its runs are missing."""
-    planned = len(planned_runs(recipe))
-    if not missing:
-        return f"Complete: all {_count(planned, 'run')} finished."
-    return (
-        f"Partial: {planned - len(missing)} of {planned} runs finished, and its tests are not corrected for looking "
-        f"before the end; missing: {listed(missing)}."
-    )
+from torchcbl.lab.statistics import Comparison, Summary, at_least, summarise
 
 
 @dataclass(frozen=True)
@@ -159,12 +122,12 @@ class Findings:
         """What this is: data, seeds, epochs, and how that falls short of the paper's protocol."""
         counts = sorted(len(self.runs(arm)) for arm in self.recipe.trained_arms)
         fewest, most, epochs = counts[0], counts[-1], self.recipe.epochs
-        seeds = f"{fewest} to {_count(most, 'seed')} an arm" if fewest < most else _count(most, "seed")
+        seeds = f"{fewest} to {count(most, 'seed')} an arm" if fewest < most else count(most, "seed")
         augmented = ", with random crop and flip" if self.recipe.augment else ""
-        label = f"{self.recipe.name}: {seeds}, {_count(epochs, 'epoch')}{augmented}"
+        label = f"{self.recipe.name}: {seeds}, {count(epochs, 'epoch')}{augmented}"
         protocol, note = self.source.protocol, self.source.note
         if protocol is not None and (fewest < protocol[0] or epochs < protocol[1]):
-            label += f" (the paper's protocol: {_count(protocol[0], 'seed')}, {_count(protocol[1], 'epoch')})"
+            label += f" (the paper's protocol: {count(protocol[0], 'seed')}, {count(protocol[1], 'epoch')})"
         if note:
             label += f" {note}" if note.startswith("on ") else f"; {note}"
         return label
@@ -254,7 +217,3 @@ def _check_recipe(record: Record, recipe: Recipe) -> None:
             f"record {record.name} was made with another recipe than the study's: {'; '.join(differing)}. Runs of two "
             "recipes cannot be compared; move it away and run `torchcbl compare` again"
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

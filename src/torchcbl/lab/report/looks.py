@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torchcbl.lab.recipe import ARM_NAMES
 from torchcbl.lab.report.drawing import MARKERS, PALETTE
-from torchcbl.lab.report.findings import BASELINES
+from torchcbl.lab.report.families import BASELINES
 from torchcbl.lab.report.roles import is_loop
 
 MANY = 6

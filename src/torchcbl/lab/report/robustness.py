@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.report.drawing import canvas, legend, styled, title
-from torchcbl.lab.report.findings import BASELINE
+from torchcbl.lab.report.families import BASELINE
 from torchcbl.lab.report.looks import colour, marker
 from torchcbl.lab.report.roles import TOLD, is_oracle
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page

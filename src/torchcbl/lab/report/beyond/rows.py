@@ -28,6 +28,9 @@ from torchcbl.lab.statistics import (
     two_level_interval,
 )
 
+SURE = 0.95
+"""Probability from which on a practical answer counts as shown."""
+
 ReadAnswers = Callable[[str], NDArray[np.bool_] | None]
 """Maps a run's name to which samples it had right at every step, (T + 1, N); None where that was not measured."""
 
@@ -57,6 +60,25 @@ class Control:
     practical: Practical | None = None
     plan: Plan | None = None
     plan_holm: Plan | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean difference in points, of at least one pair."""
+        assert self.comparison.mean is not None
+        return self.comparison.mean
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the two are shown to be practically equal."""
+        return self.practical is not None and self.practical.equal >= SURE
+
+    @property
+    def only_here(self) -> bool:
+        """Whether what is practically equal on these test data is open on new ones."""
+        found, interval = self.practical, self.two_level
+        if found is None or interval is None or not self.is_equal:
+            return False
+        return not -found.rope <= interval.low <= interval.high <= found.rope
 
 
 @dataclass(frozen=True)

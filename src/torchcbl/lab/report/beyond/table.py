@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torchcbl.lab.report.beyond.gain import overall
 from torchcbl.lab.report.beyond.rows import Beyond, Control, beyond
-from torchcbl.lab.report.beyond.words import overall, sentences, subject
+from torchcbl.lab.report.beyond.words import sentences, subject
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.tables import NONE, Table
 from torchcbl.lab.report.verdict import format_p

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torchcbl.lab.report.beyond.rows import Beyond, Control
+from torchcbl.lab.report.beyond.rows import SURE, Beyond, Control
 from torchcbl.lab.report.families import PREFERRED
-from torchcbl.lab.report.findings import BASELINES
 from torchcbl.lab.report.verdict import format_p
-from torchcbl.lab.statistics import Comparison, Interval, Practical
-
-SURE = 0.95
-"""Probability from which on a practical answer counts as shown."""
+from torchcbl.lab.statistics import Interval, Practical
 
 
 def sentences(found: Beyond) -> list[str]:
@@ -62,106 +56,14 @@ def bound(control: Control) -> str:
     )
 
 
-def overall(found: Beyond) -> str:
-    """Say which controls the treatment beats and which it does not: what explains its gain, if there is one."""
-    loop = subject(found.treatment)
-    shown = [control for control in found.controls if control.comparison.difference_shown]
-    beaten = [control for control in shown if _mean(control.comparison) > 0]
-    lost = [control for control in shown if control not in beaten]
-    tested = [control for control in found.controls if control.comparison.p_holm is not None]
-    unshown = [control for control in tested if control not in shown]
-    untested = [control for control in found.controls if control not in tested]
-    everything = not (unshown or lost or untested)  # the plain network included, which `_gain` names
-    gain, parts = _gain(found, loop)
-    beaten, unshown, lost = ([c for c in group if c.name not in BASELINES] for group in (beaten, unshown, lost))
-    if beaten and everything:
-        parts.append(f"It is shown to beat every control it was held against: {_listed(beaten)}.")
-    elif beaten:
-        parts.append(f"It is shown to beat {_listed(beaten)}.")
-    if unshown:
-        explains = f" {_common(unshown, loop)} may explain the gain." if gain else ""
-        parts.append(f"It is not shown to beat {_listed(unshown)}.{explains}")
-    if lost:
-        explains = f" {_common(lost, loop)} would explain the gain." if gain else ""
-        parts.append(f"It is shown to be worse than {_listed(lost)}.{explains}")
-    if untested:
-        parts.append(f"No test is possible yet against {_listed(untested)}.")
-    return " ".join(parts)
-
-
 def subject(treatment: str) -> str:
     """Name the treatment in a sentence."""
     return "the loop" if treatment == PREFERRED else treatment
 
 
-def _gain(found: Beyond, loop: str) -> tuple[bool, list[str]]:
-    """Say whether there is a gain to explain: over the plain network."""
-    plain = next((control for control in found.controls if control.name in BASELINES), None)
-    start = loop[0].upper() + loop[1:] if loop == "the loop" else loop
-    if plain is None or plain.comparison.p_holm is None:
-        return False, [f"{start}: whether there is a gain over the plain network has not been tested."]
-    mean = _mean(plain.comparison)
-    if not plain.comparison.difference_shown:
-        return False, [f"{start} is not shown{_no_gain(plain)}."]
-    if mean < 0:
-        return False, [f"{start} scores {-mean:.2f} points below {plain.name}: there is no gain to explain."]
-    return True, [f"{start} gains {mean:.2f} points over {plain.name}."]
-
-
-def _no_gain(plain: Control) -> str:
-    """Say which gain over the plain network is left possible where none is shown."""
-    mean, interval, found = _signed(_mean(plain.comparison)), plain.comparison.t_interval, plain.practical
-    assert interval is not None  # there was a test
-    if interval.low >= 0:
-        start, rest = f", after correction, to gain over {plain.name} ({mean} points, 95% {interval})", ""
-    else:
-        start = f" to gain anything over {plain.name} ({mean} points)"
-        ruled_out = interval.high <= 0
-        rest = ": a gain is all but ruled out" if ruled_out else f": a gain is not ruled out either (95% {interval})"
-    if found is not None and _is_equal(plain):
-        rest = f": any gain is within {found.rope:g} points"
-        if _only_here(plain):
-            rest += f" on these test data, and open on new ones (95% {plain.two_level})"
-    return start + rest
-
-
-def _common(controls: Sequence[Control], loop: str) -> str:
-    return f"What {controls[0].name if len(controls) == 1 else 'any of these'} has in common with {loop}"
-
-
-def _listed(controls: Sequence[Control]) -> str:
-    return ", ".join(f"{control.name}{_aside(control)}" for control in controls)
-
-
-def _aside(control: Control) -> str:
-    """The mean difference in brackets, and whether it is practically none."""
-    mean, found = control.comparison.mean, control.practical
-    if mean is None:
-        return ""
-    equal = f", practically equal within {found.rope:g}" if found is not None and _is_equal(control) else ""
-    here = " on these test data" if _only_here(control) else ""
-    return f" ({_signed(mean)} points{equal}{here})"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # never -0.00
-
-
-def _is_equal(control: Control) -> bool:
-    return control.practical is not None and control.practical.equal >= SURE
-
-
-def _only_here(control: Control) -> bool:
-    """Whether what is practically equal on these test data is open on new ones."""
-    found, interval = control.practical, control.two_level
-    if found is None or interval is None or not _is_equal(control):
-        return False
-    return not -found.rope <= interval.low <= interval.high <= found.rope
-
-
 def _start(control: Control) -> str:
     comparison = control.comparison
-    mean, loop = _mean(comparison), subject(comparison.treatment)
+    mean, loop = control.mean, subject(comparison.treatment)
     if mean > -0.005:
         return f"Beyond {control.name}, {loop} adds {max(mean, 0.0):.2f} points"
     return f"Against {control.name}, {loop} loses {-mean:.2f} points"
@@ -178,7 +80,7 @@ def _one_run(control: Control) -> str:
 def _outcome(control: Control) -> str:
     if not control.comparison.difference_shown:
         return _not_shown(control) + _new_images(control)
-    better = _mean(control.comparison) > 0
+    better = control.mean > 0
     return f"shown to be {'better' if better else 'worse'}{_how_much(control.practical, better)}{_new_images(control)}"
 
 
@@ -217,7 +119,7 @@ def _how_much(found: Practical | None, better: bool) -> str:
 
 def _new_images(control: Control) -> str:
     sign = control.comparison.difference_shown and control.two_level is not None and 0.0 in control.two_level
-    size = _only_here(control)
+    size = control.only_here
     if not (sign or size):
         return ""
     what = "sign and size stay" if sign and size else "the sign stays" if sign else "the size stays"
@@ -231,8 +133,3 @@ def _probability(value: float) -> str:
     if value < 0.001:
         return "< 0.001"
     return f"{value:.3f}" if value > 0.99 or value < 0.01 else f"{value:.2f}"
-
-
-def _mean(comparison: Comparison) -> float:
-    assert comparison.mean is not None
-    return comparison.mean

@@ -12,10 +12,10 @@ from torchcbl.lab.measures import KIND_NAMES
 from torchcbl.lab.measures.clean import Clean
 from torchcbl.lab.measures.found import Measures
 from torchcbl.lab.report.drawing import styled
-from torchcbl.lab.report.findings import planned_runs, progress
 from torchcbl.lab.report.listing import listed
 from torchcbl.lab.report.measures import ambiguity, attacks, clean, graded, noise
 from torchcbl.lab.report.measures.section import Section
+from torchcbl.lab.report.progress import planned_runs, progress
 from torchcbl.lab.report.shell import paragraphs, write_page
 from torchcbl.lab.sources import SOURCES
 

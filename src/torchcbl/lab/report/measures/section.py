@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from torchcbl.lab.measures.found import Found, Measures, Row
 from torchcbl.lab.report.drawing import INK
-from torchcbl.lab.report.findings import BASELINES, compare_arms
+from torchcbl.lab.report.families import BASELINES, compare_arms
 from torchcbl.lab.report.looks import MANY, colour, featured, marker
 from torchcbl.lab.report.roles import is_loop, told
 from torchcbl.lab.report.shell import captioned, paragraphs
