@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 from torchcbl.lab.data import load_dataset
 from torchcbl.lab.data.identity import check_identity
 from torchcbl.lab.locks import hold
-from torchcbl.lab.machine import num_cores
 from torchcbl.lab.measures import KIND_NAMES
-from torchcbl.lab.measures.base import Ground, Measure, Subject, UnfitError
+from torchcbl.lab.measures.base import Ground, UnfitError
 from torchcbl.lab.measures.found import Measures
 from torchcbl.lab.measures.kinds import find_kind
-from torchcbl.lab.measures.store import Result, write_result
-from torchcbl.lab.processes import end_with_parent, use_threads
+from torchcbl.lab.measures.tasks import Task, work_off
 from torchcbl.lab.recipe import DERIVED_ARMS, Recipe, read_recipe
-from torchcbl.lab.records import read_record
 from torchcbl.lab.runs import Run, all_runs
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One kind of measure of one run.
-
-    Args:
-        folder: The study's.
-        data: Folder of the data.
-        samples: As in `measure_study`.
-        kind: The kind.
-        run: The run.
-    """
-
-    folder: Path
-    data: Path | None
-    samples: int | None
-    kind: str
-    run: Run
 
 
 def measure_study(
@@ -98,7 +73,7 @@ def measure_study(
             _check_fit(kinds, unfit)
             tasks = [task for task in tasks if task.kind not in unfit]
             _check_settings(tasks, known, ground)
-            for line in _work_off(tasks, ground, jobs):
+            for line in work_off(tasks, ground, jobs):
                 tell(line)
     for kind, reason in unfit.items():
         tell(f"{kind}: left out, {reason}")
@@ -195,42 +170,3 @@ def _check_weights(tasks: Sequence[Task]) -> None:
             f"no weights of {', '.join(missing)}: only where `torchcbl compare` trained can runs be measured. What is "
             "measured already can be read all the same: name its kinds with --only."
         )
-
-
-def _work_off(tasks: Sequence[Task], ground: Ground, jobs: int) -> Iterator[str]:
-    if jobs == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield _measure(task, ground)
-        return
-    threads = max(1, num_cores() // jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
-        waiting = [pool.submit(_measure_alone, task) for task in tasks]
-        try:
-            for done in as_completed(waiting):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _begin(threads: int) -> None:
-    """Get a process ready that measures; it ends with the one that started it, whatever ends that."""
-    use_threads(threads)
-    end_with_parent()
-
-
-def _measure_alone(task: Task) -> str:
-    """Measure in a process of its own, which loads the data once."""
-    if task.folder not in _kept:
-        _kept[task.folder] = Ground(task.run.recipe, load_dataset(task.run.recipe, task.data), task.data, task.samples)
-    return _measure(task, _kept[task.folder])
-
-
-_kept: dict[Path, Ground] = {}
-
-
-def _measure(task: Task, ground: Ground) -> str:
-    kind: Measure = find_kind(task.kind)
-    found: Result = kind.measure(Subject(task.run, read_record(task.run.record)), ground)
-    write_result(task.folder, found)
-    return f"{task.kind}, {task.run.name}: {kind.headline(found)} ({found.about.seconds:.0f} s)"
