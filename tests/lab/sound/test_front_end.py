@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 
 import numpy as np
@@ -11,8 +10,6 @@ from torch import Tensor
 
 from torchcbl.lab.sound.front_end import MelFrontEnd, from_pcm
 from torchcbl.lab.sound.mel import MelSettings
-
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # half a minute to compile what librosa runs for a few seconds
 
 SOUNDS = {
     "tones": tones(),
