@@ -13,7 +13,7 @@ from torchcbl.gradients import Bptt, Gradient, find_gradient
 from torchcbl.halting import Halting, Never, check_halting
 from torchcbl.refinement import Refinement, RefinementError, Status
 from torchcbl.solvers import Picard, Solver, find_solver
-from torchcbl.step_norm import batch_norms
+from torchcbl.step_norm import differs_by_step, norms_at
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
@@ -112,7 +112,7 @@ class Settings:
         if not self.needs_one_map or not net.has_batch_norm:
             return
         what = f"solver={self.solver!r}, gradient={self.gradient!r}"
-        norms = batch_norms((name, net.backbone.get_submodule(name)) for name in net.norm_names)
+        norms = norms_at(net.backbone, net.norm_names)
         for name, norm in norms.items():
             if norm.running_mean is None:
                 raise ValueError(
@@ -122,7 +122,7 @@ class Settings:
                     "solver='picard' with gradient='bptt', 'truncated' or 'checkpointed'."
                 )
         mode = net.config.step_norm
-        if mode == "per_step" or (mode != "frozen" and any(norm.training for norm in norms.values())):
+        if differs_by_step(mode, norms.values()):
             raise ValueError(
                 f"{what} look for a fixed point, but batch norm with step_norm={mode!r} makes each step another map"
                 f"{' in training' if mode != 'per_step' else ''}: build the loop with step_norm='frozen', or use "

@@ -183,6 +183,16 @@ def batch_norms(named: Iterable[tuple[str, nn.Module]]) -> dict[str, _BatchNorm]
     return {name: module for name, module in named if isinstance(module, _BatchNorm)}
 
 
+def norms_at(backbone: nn.Module, names: Iterable[str]) -> dict[str, _BatchNorm]:
+    """Find batch norms by name, as they are now: a mode or a module may have changed since the loop was built."""
+    return batch_norms((name, backbone.get_submodule(name)) for name in names)
+
+
+def differs_by_step(mode: str, norms: Iterable[_BatchNorm]) -> bool:
+    """Say whether a step is another map than the one before: by statistics of its own, or of the batch in training."""
+    return any(mode == "per_step" or (mode != "frozen" and norm.training) for norm in norms)
+
+
 def choose_step_norm(mode: str | None, norms: dict[str, _BatchNorm], steps: int) -> StepNorm:
     """Check `step_norm` and build it; None means "per_step".
 

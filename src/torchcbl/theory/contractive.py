@@ -14,7 +14,7 @@ from torchcbl.adapters.bounded import BoundedLinear, bounds_kept
 from torchcbl.arguments import check_loop
 from torchcbl.backbone.calls import Call, synthesise
 from torchcbl.eager import uncompiled
-from torchcbl.step_norm import is_dropout
+from torchcbl.step_norm import differs_by_step, is_dropout, norms_at
 from torchcbl.theory import adapters
 from torchcbl.theory.certificate import Certifier
 from torchcbl.theory.layers import Shape
@@ -169,8 +169,7 @@ def _check_norms(net: ContextLoop) -> None:
         ValueError: There is some.
     """
     mode = net.config.step_norm
-    training = any(net.backbone.get_submodule(name).training for name in net.norm_names)
-    if net.has_batch_norm and mode != "frozen" and (training or mode == "per_step"):
+    if differs_by_step(mode, norms_at(net.backbone, net.norm_names).values()):
         raise ValueError(
             f"a contractive loop needs one map for all steps, but batch norm with step_norm={mode!r} makes each step "
             "another: build the loop with step_norm='frozen'."
