@@ -53,3 +53,27 @@ def hold(path: Path, seconds: float = 0.0) -> Iterator[None]:
                     raise
                 break
         yield
+
+
+@contextlib.contextmanager
+def hold_saying(path: Path, busy: str, fault: str, remedy: str) -> Iterator[None]:
+    """Hold the lock `path`, or say in the caller's words why it cannot be had; what goes wrong inside is left alone.
+
+    Args:
+        path: As in `hold`.
+        busy: Said where another process holds it.
+        fault: Said, with the system's reason, where the file cannot be made.
+        remedy: Said after that.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+        OSError: The file cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(path))
+        except BlockingIOError as error:
+            raise BlockingIOError(busy) from error
+        except OSError as error:
+            raise OSError(error.errno, f"{fault}: {error.strerror or error}; {remedy}") from error
+        yield

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torchcbl.files import write_atomically
 from torchcbl.lab.engines.base import Engine, Failure, Plan
 from torchcbl.lab.engines.local import LocalEngine
-from torchcbl.lab.locks import hold
+from torchcbl.lab.locks import hold_saying
 from torchcbl.lab.progress import Display
 from torchcbl.lab.ranks import Spread
 from torchcbl.lab.recipe import ARM_NAMES, Recipe, differences, read_recipe
@@ -126,17 +126,8 @@ def locked(out: Path) -> Iterator[None]:
         BlockingIOError: Another process is at work there.
         OSError: It cannot be made or written to.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold(out / ".lock"))
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"another torchcbl is at work in {out}: wait until it has ended, or choose another --out."
-            ) from error
-        except OSError as error:
-            raise OSError(
-                error.errno, f"could not write to the folder {out}: {error.strerror or error}; choose another --out"
-            ) from error
+    busy = f"another torchcbl is at work in {out}: wait until it has ended, or choose another --out."
+    with hold_saying(out / ".lock", busy, f"could not write to the folder {out}", "choose another --out"):
         yield
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchcbl.lab.data import load_dataset
 from torchcbl.lab.data.identity import check_identity
-from torchcbl.lab.locks import hold
+from torchcbl.lab.locks import hold_saying
 from torchcbl.lab.measures import KIND_NAMES
 from torchcbl.lab.measures.base import Ground, UnfitError
 from torchcbl.lab.measures.found import Measures
@@ -117,14 +117,9 @@ def _finished(recipe: Recipe, folder: Path, data: Path | None, arms: Sequence[st
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold(folder / "measures" / ".lock"))
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another process measures {folder}: wait for it, or stop it.") from error
-        except OSError as error:
-            what = f"could not write to {folder / 'measures'}: {error.strerror or error}"
-            raise OSError(error.errno, f"{what}; make it a folder that can be written to, or measure a copy") from error
+    place, remedy = folder / "measures", "make it a folder that can be written to, or measure a copy"
+    busy = f"another process measures {folder}: wait for it, or stop it."
+    with hold_saying(place / ".lock", busy, f"could not write to {place}", remedy):
         yield
 
 
