@@ -13,8 +13,8 @@ from torchcbl.lab.derived import with_derived
 from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record
 from torchcbl.lab.report.families import BASELINE, BASELINES, compare_arms, family, treatments
-from torchcbl.lab.report.listing import listed
-from torchcbl.lab.report.progress import count, planned_runs, progress
+from torchcbl.lab.report.listing import count, listed
+from torchcbl.lab.report.progress import planned_runs, progress
 from torchcbl.lab.report.roles import is_loop, same_network, told
 from torchcbl.lab.report.verdict import verdict
 from torchcbl.lab.sources import SOURCES, Source

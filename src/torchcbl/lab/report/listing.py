@@ -23,6 +23,16 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(words for arm, first, last in ranges for words in _words(arm, first, last))
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    Example:
+        >>> count(1, "seed"), count(3, "seed")
+        ('1 seed', '3 seeds')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _words(arm: str, first: int, last: int) -> list[str]:
     if last - first >= 2:
         return [f"{arm}-seed{first} to -seed{last}"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torchcbl.lab.recipe import Recipe
 from torchcbl.lab.records import run_name
-from torchcbl.lab.report.listing import listed
+from torchcbl.lab.report.listing import count, listed
 
 
 def planned_runs(recipe: Recipe) -> list[str]:
@@ -23,13 +23,3 @@ def progress(recipe: Recipe, missing: Sequence[str]) -> str:
         f"Partial: {planned - len(missing)} of {planned} runs finished, and its tests are not corrected for looking "
         f"before the end; missing: {listed(missing)}."
     )
-
-
-def count(number: int, noun: str) -> str:
-    """Write a number of things.
-
-    Example:
-        >>> count(1, "seed"), count(3, "seed")
-        ('1 seed', '3 seeds')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

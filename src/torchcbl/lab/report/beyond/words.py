@@ -88,7 +88,7 @@ def _not_shown(control: Control) -> str:
     found, needed = control.practical, control.plan_holm or control.plan
     if found is None or needed is None:
         return "no difference shown"
-    if found.equal >= SURE:
+    if control.is_equal:
         return (
             f"no difference shown; practically equal, within {found.rope:g} points with probability "
             f"{_probability(found.equal)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torchcbl.lab.report.listing import count
 from torchcbl.lab.sources import SOURCES
 from torchcbl.lab.statistics import Comparison
 from torchcbl.lab.sweep.choice import Choice, rank
@@ -72,9 +73,9 @@ def progress(results: Results) -> str:
 
 def _chosen(results: Results, choice: Choice) -> str:
     best, tried = choice.best, len(choice.ranking)
-    how = f"by validation {best.by} of y_T after the last epoch, mean over {_count(best.n, 'seed')}"
+    how = f"by validation {best.by} of y_T after the last epoch, mean over {count(best.n, 'seed')}"
     ties = [one for one in choice.ranking[1:] if one.worth == best.worth]
-    tie = f" {_count(len(ties), 'other')} scored the same and cost no less." if ties else ""
+    tie = f" {count(len(ties), 'other')} scored the same and cost no less." if ties else ""
     if tried == 1:
         return f"One setting of {best.arm}: {best.setting.label}, {spread(best)}{_percent(best)}, {how}."
     return f"Best of {tried} settings of {best.arm}: {best.setting.label}, {spread(best)}{_percent(best)}, {how}.{tie}"
@@ -136,7 +137,7 @@ def _difference(found: Comparison, by: str) -> str:
     unit = " points" if by == "accuracy" else ""
     interval = found.t_interval
     between = f" (95% interval {scored(interval.low, by)} to {scored(interval.high, by)})" if interval else ""
-    return f"{signed(found.mean, by)}{unit}{between} over {_count(found.n, 'paired run')}"
+    return f"{signed(found.mean, by)}{unit}{between} over {count(found.n, 'paired run')}"
 
 
 def _shown(compared: Sequence[Comparison], by: str) -> str:
@@ -166,7 +167,7 @@ def _caveats(results: Results, choice: Choice) -> list[str]:
         )
     if sweep.epochs != sweep.recipe.epochs and "epochs" not in sweep.keys:
         found.append(
-            f"Chosen after {_count(sweep.epochs, 'epoch')}, where the recipe trains for {sweep.recipe.epochs}: "
+            f"Chosen after {count(sweep.epochs, 'epoch')}, where the recipe trains for {sweep.recipe.epochs}: "
             "the order may be another by then."
         )
     if sweep.recipe.seeds > FIRST_SEED:
@@ -176,7 +177,3 @@ def _caveats(results: Results, choice: Choice) -> list[str]:
 
 def _percent(candidate: Candidate) -> str:
     return "%" if candidate.by == "accuracy" else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
