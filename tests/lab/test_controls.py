@@ -360,6 +360,12 @@ class TestReleased:
         y = net.fc2(net.fc1(net.conv3(net.conv2(net.conv1(x))).flatten(1)))
         assert x.is_contiguous()
         torch.testing.assert_close(net(x), y, rtol=1e-12, atol=1e-12)
+        seen: list[bool] = []
+        net.conv3.register_forward_hook(
+            lambda module, given, h: seen.append(h.is_contiguous(memory_format=torch.channels_last))
+        )
+        net(x)
+        assert seen == [True]
 
     @pytest.mark.parametrize("name", RELEASED)
     def test_dropout_is_where_the_name_says(self, name: str) -> None:
