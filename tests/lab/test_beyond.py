@@ -18,7 +18,7 @@ from torch.nn import functional
 from torchcbl.lab.arms import find_arm
 from torchcbl.lab.measures.base import About
 from torchcbl.lab.measures.calibration import reliability, score
-from torchcbl.lab.measures.clean import Clean, pack
+from torchcbl.lab.measures.clean import Changes, Clean, pack
 from torchcbl.lab.measures.store import result_path, write_result
 from torchcbl.lab.recipe import load_recipe
 from torchcbl.lab.records import EpochRecord, Record, TestRecord, write_record
@@ -324,7 +324,7 @@ def measure(folder: Path, record: Record, right: Right) -> None:
         flops_step=1.0,
         exits=(),
         timings=(),
-        changes=(),
+        changes=Changes((), (), (), ()),
     )
     write_result(folder, found)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torchcbl as cbl
 from torchcbl.halting import Agreement, Confidence
 from torchcbl.lab.measures.calibration import Reliability, StepScores, brier, correct, nll, reliability, score
-from torchcbl.lab.measures.clean import changed, pack
+from torchcbl.lab.measures.clean import Changes, changed, pack
 from torchcbl.lab.measures.exits import Exit, exits, stopping_steps
 
 
@@ -119,6 +119,9 @@ def test_changes_are_those_between_the_first_and_the_last_step() -> None:
         (0, 1, 0, 1, True),
         (2, 1, 1, 2, False),
     ]
+    assert len(found) == 2
+    with pytest.raises(ValueError, match=r"should be of one length, got \[1, 1, 1, 2\]"):
+        Changes((0,), (1,), (0,), (1, 2))
 
 
 def test_what_is_no_number_is_no_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,42 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """The samples that the loop changed, as columns of one length: a file of thousands stays small.
+
+    Args:
+        index: Their places in the test part, ascending.
+        label: Their classes.
+        first: The answers y_0.
+        last: The answers y_T.
+
+    Raises:
+        ValueError: The columns differ in length.
+
+    Example:
+        >>> changes = Changes(index=(3, 53), label=(0, 3), first=(8, 3), last=(0, 5))
+        >>> [change.better for change in changes]
+        [True, False]
+    """
+
+    index: tuple[int, ...]
+    label: tuple[int, ...]
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        lengths = [len(column) for column in (self.index, self.label, self.first, self.last)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"index, label, first and last should be of one length, got {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[Change]:
+        return map(Change, self.index, self.label, self.first, self.last)
+
+
+@dataclass(frozen=True)
 class Clean:
     """What a run answered on the test part.
 
@@ -72,7 +109,7 @@ class Clean:
     flops_step: float
     exits: tuple[Exit, ...]
     timings: tuple[Timing, ...]
-    changes: tuple[Change, ...]
+    changes: Changes
 
     def __post_init__(self) -> None:
         depth = len(self.scores.accuracy)
@@ -136,11 +173,11 @@ def pack(right: Tensor) -> tuple[str, ...]:
     return tuple(base64.b64encode(row.tobytes()).decode() for row in np.packbits(right.numpy(), axis=1))
 
 
-def changed(logits: Tensor, labels: Tensor) -> tuple[Change, ...]:
+def changed(logits: Tensor, labels: Tensor) -> Changes:
     """Find what is right at step 0 and wrong at step T, or the other way round; logits are (T + 1, N, K)."""
     first, last = named(logits[0], labels), named(logits[-1], labels)
     places = ((first == labels) != (last == labels)).nonzero()[:, 0]
-    return tuple(Change(int(i), int(labels[i]), int(first[i]), int(last[i])) for i in places)
+    return Changes(*(tuple(column.tolist()) for column in (places, labels[places], first[places], last[places])))
 
 
 def correct_of(folder: Path, run: str) -> NDArray[np.bool_]:
