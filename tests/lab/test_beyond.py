@@ -304,6 +304,21 @@ def test_overall_before_there_is_a_test() -> None:
     assert "No test is possible yet against" in text
 
 
+def test_what_fewer_seeds_show_than_were_planned_is_called_a_lead() -> None:
+    few, all_of_them = (the({"standard": BASE[:n], "cbl": plus(GAINED)[:n]}) for n in (3, SEEDS))
+    standard = few.find("standard")
+    assert standard is not None
+    assert standard.comparison.difference_shown
+    assert sentence(standard).endswith("; at 3 of 5 seeds it is a lead.")
+    assert overall(few).endswith("What is shown is a lead: 5 seeds are planned.")
+    assert markdown([few]).startswith("Partial: 6 of 10 runs finished, and its tests are not corrected for looking")
+    figure = draw_beyond(few)
+    assert figure is not None
+    assert "controls (leads: seeds are to come)" in figure._suptitle.get_text()  # type: ignore[attr-defined]
+    assert "lead" not in markdown([all_of_them])
+    assert markdown([all_of_them]).startswith("The loop gains 1.05 points over standard.")
+
+
 def answers(rng: np.random.Generator, score: float, images: int, steps: int) -> Right:
     return np.array([rng.permutation(images) < round(images * score / 100) for _ in range(steps)])
 

@@ -106,6 +106,15 @@ def test_what_is_served_is_what_was_trained(study: Path, archive: Path) -> None:
     assert recogniser.words == WORDS
 
 
+def test_a_few_clips_are_of_all_words(archive: Path) -> None:
+    dataset = load_dataset(load_recipe("speech-five-words"), archive)
+    few = list(dataset.batches("train", 100, limit=10))
+    assert torch.bincount(few[0][1], minlength=5).tolist() == [2] * 5
+    (every, labels), x = next(iter(dataset.batches("train", 1000))), few[0][0]
+    found = [(every == one).flatten(1).all(1).nonzero().item() for one in x]
+    assert torch.equal(labels[found], few[0][1]), "each spectrogram keeps its label"
+
+
 def test_training_hears_noise_and_testing_none(archive: Path) -> None:
     recipe = dataclasses.replace(load_recipe("speech-five-words"), noise=1.0, masking=True)
     noisy, plain = load_dataset(recipe, archive), load_dataset(load_recipe("speech-five-words"), archive)

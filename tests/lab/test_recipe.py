@@ -139,10 +139,28 @@ def test_the_forms_are_those_of_the_data() -> None:
     assert (SOURCES["digits"].shape, SOURCES["digits"].classes) == (digits.form.shape, digits.form.classes)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("speech-five-words", "augment", "true"),
+        ("demo", "noise", "0.8"),
+        ("demo", "masking", "true"),
+        ("cifar10", "image_size", "64"),
+        ("images", "seconds", "2"),
+        ("cifar10", "damaged", "skip"),
+        ("speech-commands", "validation_size", "100"),
+    ],
+)
+def test_what_the_data_do_not_read_is_refused(name: str, key: str, value: str) -> None:
+    """A record that said "with random crop and flip" of sound would not be true."""
+    with pytest.raises(ValueError, match=f"recipe key '{key}' must be left at .*: data = \"[a-z0-9-]+\" does not read"):
+        load_recipe(name, {key: value})
+
+
 def test_options_that_are_not_used_leave_no_trace() -> None:
-    plain = load_recipe("demo")
+    plain = load_recipe("speech-commands")
     assert not {"masking", "noise", "seconds", "image_size"} & set(plain.as_dict())
-    noisy = load_recipe("demo", {"noise": "0.5", "masking": "true"})
+    noisy = load_recipe("speech-commands", {"noise": "0.5", "masking": "true"})
     assert noisy.as_dict()["noise"] == 0.5
     assert differences(noisy.as_dict(), plain) == ["masking is true there, false here", "noise is 0.5 there, 0.0 here"]
     assert differences(plain.as_dict(), noisy) == ["masking is false there, true here", "noise is 0.0 there, 0.5 here"]

@@ -31,15 +31,26 @@ def test_the_level_is_shared_by_ratios_and_arms_and_oracles_stand_outside() -> N
     assert alone == "cbl differs from standard by +1.15 points (0 dB): at 0.05 over 3 ratios (Bonferroni), 4 pairs."
     assert told.endswith("(Bonferroni), 4 pairs; it is told the labels: an upper bound, no competitor.")
     more = ("cbl-gate", *RIVALS[1:], "shuffled-context", "frozen-context", "wider-flops")
-    among, _ = sentences(study(*runs, arms=("standard", "cbl", *more, "label-context")))
+    among, *_ = sentences(study(*runs, arms=("standard", "cbl", *more, "label-context")))
     assert among.startswith("cbl against standard: no difference shown at any ratio, at 0.05 over 3 ratios and 9 arms")
 
 
 def test_seeds_left_out_are_named() -> None:
     runs = [a_run("standard", seed, 0.9, 0.8, 0.7) for seed in range(2)]
     runs += [a_run("cbl", seed, 0.9, 0.8, 0.7 + 0.01 * seed) for seed in range(3)]
-    (said,) = sentences(study(*runs, arms=("standard", "cbl")))
+    said, missing = sentences(study(*runs, arms=("standard", "cbl")))
     assert said.endswith("2 pairs, left out: seed 2.")
+    assert missing.startswith("Partial: 5 of 6 runs finished")
+    assert missing.endswith("missing: standard-seed2.")
+
+
+def test_what_two_of_three_seeds_show_is_a_lead() -> None:
+    runs = [a_run("standard", seed, 0.9, 0.8, 0.7) for seed in range(2)]
+    runs += [a_run("cbl", seed, 0.9, 0.8, 0.75 + 0.0001 * seed) for seed in range(2)]
+    said, missing = sentences(study(*runs, arms=("standard", "cbl")))
+    assert said.startswith("cbl differs from standard by +5.00 points (0 dB)")
+    assert said.endswith("2 pairs; at 2 of 3 seeds it is a lead.")
+    assert missing.startswith("Partial: 4 of 6 runs finished")
 
 
 def test_studies_without_a_difference_seldom_show_one() -> None:

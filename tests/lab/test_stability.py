@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import torchcbl as cbl
 from torchcbl.lab.cli import main
+from torchcbl.lab.data import load_dataset
 from torchcbl.lab.inspection import rebuild
 from torchcbl.lab.recipe import load_recipe
 from torchcbl.lab.report.stability import render, verdict, write_stability
@@ -67,9 +69,12 @@ def test_the_page_stands_alone_and_tells_what_came_out(found: Stability) -> None
 
 def test_the_files(study: Path, found: Stability) -> None:
     folder = study / "runs" / "cbl-seed0"
-    page = write_stability(found, folder)
+    diverging = dataclasses.replace(found, outputs_loss=(*found.outputs_loss[:-1], float("nan")))
+    page = write_stability(diverging, folder)
     assert page.read_text("utf-8") == render(found)
-    kept = json.loads((folder / "stability.json").read_text("utf-8"))
+    text = (folder / "stability.json").read_text("utf-8")
+    kept = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert kept["validation_loss_by_step"][-1] is None
     assert kept["samples"] == 70
     assert kept["data"] == "digits, validation part"
     assert len(kept["quantiles"]["spectral_norm"]) == 5
@@ -77,8 +82,6 @@ def test_the_files(study: Path, found: Stability) -> None:
 
 
 def test_a_certified_loop_shows_its_bound(found: Stability) -> None:
-    import dataclasses
-
     torch.manual_seed(0)
     x = torch.randn(70, 4)
     backbone = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 3))
@@ -102,6 +105,23 @@ def test_from_the_command_line(study: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"page: {folder / 'stability.html'}" in printed
     assert "spectral norm at the fixed point (lower bound on gamma)" in printed
     assert json.loads((folder / "stability.json").read_text("utf-8"))["samples"] == 20
+
+
+def test_a_few_samples_are_of_all_classes(study: Path) -> None:
+    """Data often come sorted by class: the first ones would be of one class alone."""
+    data = load_dataset(load_recipe("demo", {"validation_size": "70"}))
+    labels = torch.cat([labels for _, labels in data.batches("validation", 16, limit=20)])
+    assert torch.bincount(labels, minlength=10).tolist() == [2] * 10
+    assert sum(len(labels) for _, labels in data.batches("validation", 16, limit=700)) == 70
+
+
+def test_fewer_steps_than_it_was_trained_for_are_refused(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = rebuild(study / "runs" / "cbl-seed0")
+    assert isinstance(model, cbl.ContextLoop)
+    model.config = dataclasses.replace(model.config, steps=4)
+    monkeypatch.setattr("torchcbl.lab.stability.rebuild", lambda folder: model)
+    with pytest.raises(ValueError, match="was trained for T = 4 steps: run it for at least as many, got steps=3"):
+        examine(study / "runs" / "cbl-seed0", samples=10, steps=3)
 
 
 def test_other_data_than_the_run_s_are_refused(study: Path) -> None:

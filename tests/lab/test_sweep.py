@@ -131,6 +131,23 @@ def test_standard_is_trained_along_once_for_every_value_that_concerns_it() -> No
     assert len(sweep.trials(Path("out"))) == 8 + 2
 
 
+@pytest.mark.parametrize(
+    ("arm", "plain"),
+    [
+        ("cbl-gate", "standard"),
+        ("as-released-cbl", "as-released-standard-no-dropout"),
+        ("as-released-cbl-dropout", "as-released-standard"),
+    ],
+)
+def test_an_arm_is_held_against_the_network_that_it_stands_on(arm: str, plain: str, tmp_path: Path) -> None:
+    results = by_hand(tmp_path, arm=arm)
+    assert {one.arm for one in results.references} == {plain}
+    written = write_sweep(results, tmp_path)
+    assert f"{plain}, without a loop: 91.00 ± 1.73%. The best minus {plain}: +1.00 points" in written.text
+    assert f"dashed: {plain}, without a loop" in written.page.read_text("utf-8")
+    assert set(read_recipe(written.best).arms) == {*RECIPE.arms, plain, arm}
+
+
 def test_the_keys_of_the_loop_are_those_that_standard_does_not_read_and_cbl_does() -> None:
     read = {name: keys_read(find_arm(name), a_sweep("steps=2"), FORM) for name in ("standard", "cbl", "cbl-gate")}
     assert not read["standard"] & set(LOOP_KEYS)
@@ -143,7 +160,8 @@ def test_the_keys_of_the_loop_are_those_that_standard_does_not_read_and_cbl_does
     ("changes", "message"),
     [
         ({"arm": "cbl2"}, "--arm must be one that is trained.*got 'cbl2'"),
-        ({"arm": "standard"}, "other than standard"),
+        ({"arm": "standard"}, "no plain network, got 'standard'"),
+        ({"arm": "as-released-standard"}, "no plain network"),
         ({"arm": "loop-free"}, "one that is trained"),
         ({"by": "test"}, "--by must be one of accuracy, loss, got 'test'"),
         ({"seeds": 0}, "'seeds' must be >= 1"),
@@ -388,7 +406,7 @@ SEEDS = (1000, 1001, 1002)
 
 
 def a_record(trial: Trial, accuracy: float, loss: float, flops: float) -> TrialRecord:
-    loops = 1 if trial.arm == "standard" else trial.recipe.steps + 1
+    loops = 1 if "standard" in trial.arm else trial.recipe.steps + 1
     epoch = EpochRecord(1, 0.001, 1.0, (9.0,) * (loops - 1) + (loss,), (0.1,) * (loops - 1) + (accuracy / 100,), 2.0)
     return TrialRecord(
         schema=1,
@@ -418,8 +436,8 @@ def by_hand(
     sweep = dataclasses.replace(sweep, **changes)  # type: ignore[arg-type]
     save(sweep, out)
     for arm, setting, values, loss, flops in [
-        *(("cbl", one, scores[one.label], (losses or {}).get(one.label, 0.5), cost(one)) for one in sweep.settings),
-        ("standard", Setting(), standard, 0.5, 1e6),
+        *((sweep.arm, one, scores[one.label], (losses or {}).get(one.label, 0.5), cost(one)) for one in sweep.settings),
+        (sweep.plain, Setting(), standard, 0.5, 1e6),
     ]:
         for seed, value in zip(SEEDS, values, strict=False):
             trial = sweep.trial(out, arm, setting, seed)
@@ -558,6 +576,20 @@ def test_the_page_says_what_the_choice_is_worth(tmp_path: Path) -> None:
     recipe = read_recipe(written.best)
     assert recipe == dataclasses.replace(RECIPE, name="demo-best", steps=2, alpha=0.0)
     assert main(["report", str(tmp_path)]) == 0
+
+
+def test_a_score_chosen_at_the_end_stays_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is looked at on test data must not go back to another score by a later `report`."""
+    by_hand(tmp_path, losses={"steps=3,alpha=0.0": 0.1})
+    assert main(["sweep", "demo", "--finish", f"--out={tmp_path}", "--by=loss"]) == 0
+    chosen = (tmp_path / "best.toml").read_text("utf-8")
+    assert "by validation loss" in chosen
+    assert read_recipe(tmp_path / "best.toml").steps == 3
+    assert main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "best.toml").read_text("utf-8") == chosen
+    assert main(["sweep", "demo", "--finish", f"--out={tmp_path}", "--by=test"]) == 2
+    assert "--by must be one of accuracy, loss, got 'test'" in capsys.readouterr().err
+    assert load(tmp_path).by == "loss"
 
 
 def test_one_setting_and_one_seed_promise_nothing(tmp_path: Path) -> None:

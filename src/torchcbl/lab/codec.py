@@ -20,7 +20,7 @@ def as_json(value: object, digits: int | None = None) -> str:
     A number that is not finite is written as `null` and read back as NaN.
 
     Args:
-        value: The dataclass.
+        value: The dataclass, or a mapping of plain values.
         digits: How many significant digits numbers keep; None keeps them as they are.
 
     Example:

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,16 +87,19 @@ def _finish_sweep(options: argparse.Namespace, out: Path) -> int:
         raise ValueError(
             f"--finish trains nothing and takes the sweep as {out} holds it: leave out {', '.join(unread)}."
         )
-    return _report_sweep(out, options.data, options.by)
+    if options.by is not None:
+        from torchcbl.lab.sweep.running import judge_by
+
+        judge_by(options.by, out)
+    return _report_sweep(out, options.data)
 
 
-def _report_sweep(out: Path, data: str | None = None, by: str | None = None) -> int:
+def _report_sweep(out: Path, data: str | None = None) -> int:
     from torchcbl.lab.report.sweep import write_sweep
     from torchcbl.lab.sweep.plan import load
     from torchcbl.lab.sweep.results import read_results
 
-    sweep = load(out)
-    written = write_sweep(read_results(replace(sweep, by=by or sweep.by), out), out)
+    written = write_sweep(read_results(load(out), out), out)
     compare = f"torchcbl compare {written.best}{f' --data {_own_data(data)[1]}' if data else ''}"
     print(f"\n{written.text}\n\nreport: {written.page}\nto look at test data, once: {compare}")
     return 0

@@ -124,6 +124,12 @@ class Recipe:
         for key, (allowed, expectation) in _RANGES.items():
             if not allowed(getattr(self, key)):
                 raise ValueError(f"recipe key '{key}' must be {expectation}, got {_shown(getattr(self, key))}")
+        for key, off in _OFF.items():
+            if getattr(self, key) != off and not reads(self.data, key):
+                raise ValueError(
+                    f"recipe key '{key}' must be left at {_shown(off)}, got {_shown(getattr(self, key))}: "
+                    f'data = "{self.data}" does not read it'
+                )
         for arm in self.arms:
             if arm not in ARM_NAMES:
                 raise ValueError(f"unknown arm '{arm}'{_closest(arm, ARM_NAMES)} Arms: {', '.join(ARM_NAMES)}.")
@@ -145,6 +151,25 @@ class Recipe:
     def as_toml(self) -> str:
         """The recipe as TOML text; `read_recipe` gives the same recipe back."""
         return "".join(f"{key} = {_shown(value)}\n" for key, value in self.as_dict().items())
+
+
+def reads(data: str, key: str) -> bool:
+    """Say whether data of that name depend on a recipe key.
+
+    Example:
+        >>> reads("cifar10", "augment"), reads("cifar10", "masking"), reads("cifar10", "epochs")
+        (True, False, True)
+    """
+    source = SOURCES[data]
+    return {
+        "augment": source.noun == "image",
+        "masking": source.noun == "clip",
+        "noise": source.noun == "clip",
+        "image_size": data == "images",
+        "seconds": data == "audio",
+        "damaged": source.own or source.noun == "clip",
+        "validation_size": source.own or source.noun == "image",
+    }.get(key, True)
 
 
 def differences(found: Mapping[str, object], recipe: Recipe) -> list[str]:
@@ -279,6 +304,9 @@ def _shown(value: object) -> str:
 KEYS = tuple(field.name for field in dataclasses.fields(Recipe))
 _OPTIONAL = {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
 _REQUIRED = tuple(key for key in KEYS if key not in _OPTIONAL)
+_SHAPING = ("masking", "noise", "image_size", "seconds", "damaged")
+_OFF = {"augment": False, "validation_size": 0, **{key: _OPTIONAL[key] for key in _SHAPING}}
+"""Keys that some data do not read, and the value that says nothing."""
 
 _KINDS = {
     "str": "a string",

@@ -89,8 +89,8 @@ def examine(
     Args:
         folder: OUT/runs/<arm>-seed<k>.
         data: Folder of the data; None for `TORCHCBL_DATA` or a download.
-        samples: How many validation samples, at least 1; all of them where there are fewer.
-        steps: How far the loop is run, at least 2.
+        samples: How many validation samples, at least 1, each class by its share; all where there are fewer.
+        steps: How far the loop is run, at least 2 and at least the T of its training.
         progress: Called while data are read.
 
     Raises:
@@ -102,6 +102,9 @@ def examine(
     run, model = find_run(folder), rebuild(folder)
     if not isinstance(model, cbl.ContextLoop):
         raise ValueError(f"{run.name} is no `ContextLoop`: it has no loop that could settle.")
+    trained = model.config.steps
+    if steps < trained:
+        raise ValueError(f"{run.name} was trained for T = {trained} steps: run it for at least as many, got steps={steps}.")
     model.eval()
     dataset = load_dataset(run.recipe, data, progress)
     check_identity(run.out, dataset)
@@ -117,7 +120,7 @@ def examine(
     return Stability(
         run=run.name,
         data=run.recipe.data,
-        trained_steps=model.config.steps,
+        trained_steps=trained,
         report=report,
         outputs_accuracy=tuple(scores.accuracy),
         outputs_loss=tuple(scores.loss),

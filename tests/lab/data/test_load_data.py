@@ -46,6 +46,10 @@ def test_validation_size_must_fit() -> None:
         load_data("digits", validation_size=1400)
 
 
+def test_no_validation_size_is_a_tenth() -> None:
+    assert len(load_data("digits", validation_size=0).validation) == 140
+
+
 def test_importing_it_loads_no_training_framework() -> None:
     heavy = ("lightning", "sklearn", "pyarrow", "PIL")
     code = f"import sys, torchcbl.lab.data; print([name for name in {heavy} if name in sys.modules])"

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchcbl.lab.data.images import Images, channel_statistics
-from torchcbl.lab.data.splits import split_dataset, stratified_sample, stratified_split
+from torchcbl.lab.data.splits import split_dataset
+from torchcbl.lab.data.strata import stratified_sample, stratified_split
 
 
 def test_equal_classes_get_equal_shares() -> None:

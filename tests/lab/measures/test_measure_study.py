@@ -40,7 +40,7 @@ from torchcbl.lab.measures.store import read_result
 from torchcbl.lab.measures.study import measure_study
 from torchcbl.lab.recipe import load_recipe
 from torchcbl.lab.records import read_record, write_record
-from torchcbl.lab.report.measures import partial, render, sections
+from torchcbl.lab.report.measures import partial, render, sections, write_measures
 from torchcbl.lab.report.measures.graded import baseline_errors, mean_corruption_error
 from torchcbl.lab.runs import Run
 from torchcbl.lab.training import train
@@ -310,6 +310,20 @@ def test_another_number_of_samples_is_refused(
     assert f"n is {SAMPLES} there, 30 here. Name the same --samples, or delete" in error
     measure_study(folder, ["corruptions"], samples=SAMPLES)
     assert of(folder, "corruptions", "cbl-seed0").is_file()
+    with pytest.raises(ValueError, match=f"n is {SAMPLES} there, 30 here"):  # now that all is there
+        measure_study(folder, ["corruptions"], samples=30)
+
+
+def test_pictures_are_of_the_study_s_own_data(measured: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(measured[0], folder)
+    (folder / "data.json").write_text('{"sizes": {}}')
+    with pytest.raises(ValueError, match="was made with other data: sizes"):
+        measure_study(folder, ["clean"], data=tmp_path)
+    page = write_measures(Measures.read(folder, KIND_NAMES)).read_text("utf-8")
+    assert "data:image/png" not in page
+    assert "Pictures of what the loop changed: " in page
+    assert "was made with other data: sizes" in page
 
 
 def test_a_kill_loses_one_result_at_most(trained: Path, measured: tuple[Path, str], tmp_path: Path) -> None:

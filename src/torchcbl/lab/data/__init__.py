@@ -87,7 +87,7 @@ def load_data(
     Args:
         name: "digits" (comes with scikit-learn) or "cifar10" (a folder, or downloaded; see `load_cifar10`).
         folder: Where CIFAR-10 is; None looks into TORCHCBL_DATA, then downloads. Not used by "digits".
-        validation_size: Images to hold out, stratified: 5,000 of CIFAR-10's 50,000 take 500 of each class.
+        validation_size: Images to hold out, stratified: 5,000 of CIFAR-10's 50,000 take 500 of each class. 0: a tenth.
         split_seed: Which split, >= 0.
         augment: Whether training batches are cropped and mirrored at random.
         progress: Called during downloads and decoding.
@@ -115,6 +115,7 @@ def load_data(
         hint = f": did you mean '{close[0]}'?" if close else "."
         raise ValueError(f"unknown data '{name}'{hint} There are {', '.join(DATASETS)}")
     classes = SOURCES[name].classes
+    size = validation_size or len(full) // 10
     return split_dataset(
-        full, test, validation_size=validation_size, split_seed=split_seed, classes=classes, augment=augment
+        full, test, validation_size=size, split_seed=split_seed, classes=classes, augment=augment
     )

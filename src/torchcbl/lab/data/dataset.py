@@ -111,7 +111,8 @@ class Dataset(ABC):
             part: "train", "validation" or "test".
             batch_size: Samples in a batch, at least 1.
             seed: Shuffles and augments, as training wants it; None keeps order and samples as they are.
-            limit: Only so many samples, the first ones.
+            limit: Only so many samples, each class by its share, always the same (data often come sorted by class);
+                None, or more than there are, for all.
             memory_format: Of x.
         """
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from torchcbl.lab.data.images import Images
-from torchcbl.lab.data.splits import stratified_split
+from torchcbl.lab.data.strata import stratified_split
 
 TEST_SIZE = 397
 TEST_SEED = 0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torchcbl.lab.data.batches import Batches
 from torchcbl.lab.data.dataset import Dataset, Form
 from torchcbl.lab.data.images import Images, check_normalisation
+from torchcbl.lab.data.strata import stratified_sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,8 @@ class ImageDataset(Dataset):
     ) -> Batches:
         """See `Dataset.batches`."""
         images = self.images(part)
-        if limit is not None:
-            images = images.take(torch.arange(min(limit, len(images))))
+        if limit is not None and limit < len(images):
+            images = images.take(stratified_sample(images.labels, limit, seed=0))
         return Batches(
             images,
             mean=self.mean,

@@ -11,7 +11,7 @@ from torchcbl.lab.data.class_folders import FolderParts
 from torchcbl.lab.data.image_dataset import ImageDataset
 from torchcbl.lab.data.images import channel_statistics
 from torchcbl.lab.data.progress import Progress, silent
-from torchcbl.lab.data.splits import stratified_split
+from torchcbl.lab.data.strata import stratified_split
 
 if TYPE_CHECKING:
     from torchcbl.lab.recipe import Recipe

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchcbl.files import write_atomically
 from torchcbl.lab.data import ImageDataset
 from torchcbl.lab.data.cache import DIGEST_SIZE, cache_folder, one_at_a_time, sha256_of
-from torchcbl.lab.data.splits import stratified_sample
+from torchcbl.lab.data.strata import stratified_sample
 from torchcbl.lab.measures.disturb.catalogue import VERSION
 
 Raw = NDArray[np.uint8]

@@ -65,14 +65,15 @@ def measure_study(
             for kind in kinds
             if kind not in unfit and run.name not in known.found[kind]
         ]
-        if tasks:
+        if tasks or data is not None or samples is not None:  # what was asked for is checked, also if all is there
             _check_weights(tasks)
             ground = Ground(recipe, load_dataset(recipe, data), data, samples)
             check_identity(folder, ground.dataset)
             unfit |= _prepare({task.kind for task in tasks}, ground, explicit=only is not None)
             _check_fit(kinds, unfit)
             tasks = [task for task in tasks if task.kind not in unfit]
-            _check_settings(tasks, known, ground)
+            asked = {task.kind for task in tasks} if samples is None else set(kinds) - unfit.keys()
+            _check_settings([kind for kind in kinds if kind in asked], known, ground)
             for line in work_off(tasks, ground, jobs):
                 tell(line)
     for kind, reason in unfit.items():
@@ -143,9 +144,9 @@ def _check_fit(kinds: Sequence[str], unfit: Mapping[str, str]) -> None:
         raise ValueError("; ".join(f"{kind}: {reason}" for kind, reason in unfit.items()) + ".")
 
 
-def _check_settings(tasks: Sequence[Task], known: Measures, ground: Ground) -> None:
+def _check_settings(kinds: Sequence[str], known: Measures, ground: Ground) -> None:
     """Refuse to measure runs of one study otherwise than those before."""
-    for kind in dict.fromkeys(task.kind for task in tasks):
+    for kind in kinds:
         wanted = find_kind(kind).settings(ground)
         for found in known.found[kind].values():
             there = {**found.about.settings, "n": found.about.n}

@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from torchcbl.files import write_atomically
+from torchcbl.lab.records import run_name
 from torchcbl.lab.report.drawing import canvas, legend, styled, title
 from torchcbl.lab.report.families import BASELINE
 from torchcbl.lab.report.looks import colour, marker
+from torchcbl.lab.report.progress import planned_runs, progress
 from torchcbl.lab.report.roles import TOLD, is_oracle
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 from torchcbl.lab.report.tables import NONE, Table, spread
@@ -27,7 +29,9 @@ def write_robustness(found: Robustness, folder: Path) -> Path:
         OSError: The folder cannot be written.
     """
     page = folder / "robustness.html"
-    write_atomically(folder / "robustness.md", "\n".join(table.as_markdown() for table in tables(found)))
+    start = [f"{missing}\n"] if (missing := _partial(found)) else []
+    text = "\n".join([*start, *(table.as_markdown() for table in tables(found))])
+    write_atomically(folder / "robustness.md", text)
     write_atomically(page, render(found))
     return page
 
@@ -63,8 +67,16 @@ def tables(found: Robustness) -> list[Table]:
 def sentences(found: Robustness) -> list[str]:
     """Say where a difference is shown and where none is."""
     if BASELINE not in found.arms:
-        return [f"No finished run of the arm {BASELINE}: nothing to compare with."]
-    return [_sentence(found, arm) for arm in found.arms if arm != BASELINE]
+        said = [f"No finished run of the arm {BASELINE}: nothing to compare with."]
+    else:
+        said = [_sentence(found, arm) for arm in found.arms if arm != BASELINE]
+    return [*said, missing] if (missing := _partial(found)) else said
+
+
+def _partial(found: Robustness) -> str:
+    measured = {run_name(run.arm, run.seed) for run in found.runs}
+    missing = [name for name in planned_runs(found.recipe) if name not in measured]
+    return progress(found.recipe, missing) if missing else ""
 
 
 def _sentence(found: Robustness, arm: str) -> str:
@@ -84,7 +96,9 @@ def _sentence(found: Robustness, arm: str) -> str:
         if one.t_test is not None and one.t_test.p < SIGNIFICANCE / (len(ratios) * arms)
     ]
     if shown:
-        return f"{arm} differs from {BASELINE} by {', '.join(shown)}: {level}."
+        few = pairs.n < found.recipe.seeds
+        lead = f"; at {pairs.n} of {found.recipe.seeds} seeds it is a lead" if few else ""
+        return f"{arm} differs from {BASELINE} by {', '.join(shown)}: {level}{lead}."
     return f"{arm} against {BASELINE}: no difference shown at any ratio, {level}."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchcbl.files import write_atomically
+from torchcbl.lab.codec import as_json
 from torchcbl.lab.report.drawing import INK, PALETTE, canvas, legend, styled, title
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 from torchcbl.lab.report.tables import NONE, Table
@@ -28,9 +28,9 @@ def write_stability(found: Stability, folder: Path) -> Path:
     Raises:
         OSError: The folder cannot be written.
     """
-    page = folder / "stability.html"
-    write_atomically(folder / "stability.json", json.dumps(found.as_dict(), indent=1) + "\n")
-    write_atomically(page, render(found))
+    page, text = folder / "stability.html", render(found)
+    write_atomically(folder / "stability.json", as_json(found.as_dict()))
+    write_atomically(page, text)
     return page
 
 
@@ -147,7 +147,7 @@ def _residuals(found: Stability) -> Figure:
     lengths = found.report.lengths.double()
     steps = np.arange(1, len(lengths) + 1)
     positive = torch.where((lengths > 0) & lengths.isfinite(), lengths, torch.nan)
-    for line in positive[:, :_MOST_LINES].T:
+    for line in positive[:, :: -(-positive.shape[1] // _MOST_LINES)].T:  # samples come class by class
         axes.plot(steps, line.numpy(), color=_BLUE, linewidth=0.6, alpha=0.35)
     middle = positive.nanmedian(dim=1).values
     axes.plot(steps, middle.numpy(), color=_BLUE, linewidth=2.2, label="median")
@@ -202,7 +202,7 @@ def _accuracy(found: Stability) -> Figure:
     axes.axvline(found.trained_steps, color=INK, linestyle=":", label=f"T = {found.trained_steps}")
     axes.set_xlabel("Step")
     axes.set_ylabel("Validation accuracy (%)")
-    change = accuracy[-1] - accuracy[min(found.trained_steps, len(accuracy) - 1)]
+    change = accuracy[-1] - accuracy[found.trained_steps]
     title(axes, "Accuracy when the loop is run on", f"{change:+.1f} points from step T to the last")
     legend(figure, axes)
     return figure

@@ -27,6 +27,12 @@ def verdict(comparison: Comparison, planned: int = 0) -> str:
     return _outcome(comparison, planned) + _left_out(comparison)
 
 
+def lead(comparison: Comparison, planned: int) -> str:
+    """Say that a difference shown by fewer seeds than were planned is a lead; nothing for any other."""
+    done = comparison.n + len(comparison.not_finite)
+    return f"; at {done} of {planned} seeds it is a lead" if comparison.difference_shown and done < planned else ""
+
+
 def format_p(p: float) -> str:
     """Write a p-value: two significant digits, never "0".
 
@@ -61,8 +67,7 @@ def _outcome(comparison: Comparison, planned: int) -> str:
 def _shown(comparison: Comparison, planned: int) -> str:
     if not comparison.difference_shown:
         return "no difference shown"
-    done = comparison.n + len(comparison.not_finite)
-    return "a difference is shown" + (f"; at {done} of {planned} seeds it is a lead" if done < planned else "")
+    return f"a difference is shown{lead(comparison, planned)}"
 
 
 def _all_runs(n: int) -> str:

@@ -16,6 +16,7 @@ from torchcbl.lab.data.folders import load_audio_folder
 from torchcbl.lab.data.own import named, three_parts
 from torchcbl.lab.data.progress import Progress, silent
 from torchcbl.lab.data.speech_commands import FIVE_WORDS, WORDS_35, load_speech_commands
+from torchcbl.lab.data.strata import stratified_sample
 from torchcbl.lab.sound.batches import SoundBatches
 from torchcbl.lab.sound.features import features_on_disk, num_frames
 from torchcbl.lab.sound.front_end import MelFrontEnd
@@ -76,7 +77,8 @@ class SoundDataset(Dataset):
         """See `Dataset.batches`."""
         clips, features = self.clips[part], self.features[part]
         if limit is not None and limit < len(clips):
-            clips, features = clips.take(torch.arange(limit)), features[:limit]
+            indices = stratified_sample(clips.labels, limit, seed=0)
+            clips, features = clips.take(indices), features[indices.numpy()]
         training = seed is not None
         return SoundBatches(
             clips,

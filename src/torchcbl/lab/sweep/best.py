@@ -7,18 +7,18 @@ from pathlib import Path
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.recipe import ARM_NAMES, Recipe
-from torchcbl.lab.sweep.plan import REFERENCE, Sweep
+from torchcbl.lab.sweep.plan import Sweep
 from torchcbl.lab.sweep.results import Candidate, Results
 
 FILE = "best.toml"
 
 
 def best_recipe(sweep: Sweep, candidate: Candidate) -> Recipe:
-    """Return the recipe of a sweep with the values of a setting, under a new name; `standard` and the arm are in it.
+    """Return the recipe of a sweep with the values of a setting, under a new name; the arm and its plain network are in it.
 
     Seeds and epochs are the recipe's own, however short the sweep's runs were; unless the sweep goes over epochs.
     """
-    arms = {*sweep.recipe.arms, REFERENCE, sweep.arm}
+    arms = {*sweep.recipe.arms, sweep.plain, sweep.arm}
     chosen = candidate.setting.applied(sweep.recipe)
     return replace(chosen, name=f"{sweep.recipe.name}-best", arms=tuple(arm for arm in ARM_NAMES if arm in arms))
 

@@ -8,7 +8,6 @@ from statistics import fmean
 
 from torchcbl.lab.statistics import Comparison, compare, holm
 from torchcbl.lab.sweep.grid import shown
-from torchcbl.lab.sweep.plan import REFERENCE
 from torchcbl.lab.sweep.results import Candidate, Results
 
 _ROUNDING = 1e-9
@@ -138,5 +137,5 @@ def _against(results: Results, ranking: Sequence[Candidate]) -> tuple[Comparison
 def _compared(candidate: Candidate, reference: Candidate | None) -> Comparison | None:
     if reference is None:
         return None
-    found = compare(candidate.scores, reference.scores, names=(candidate.setting.label, REFERENCE))
+    found = compare(candidate.scores, reference.scores, names=(candidate.setting.label, reference.arm))
     return found if found.n else None

@@ -8,8 +8,7 @@ import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from torchcbl.lab.recipe import Recipe, parse_value
-from torchcbl.lab.sources import SOURCES
+from torchcbl.lab.recipe import Recipe, parse_value, reads
 
 LOOP_KEYS = ("steps", "alpha", "context_dim", "adapter", "weights", "schedule", "sites", "step_norm")
 """Recipe keys that arms without a loop do not read."""
@@ -24,8 +23,6 @@ _FIXED = {
     "validation_size": "it changes the data that settings are chosen by",
     "damaged": "it changes the data that settings are chosen by",
 }
-_NEEDED = {"augment": "image", "masking": "clip", "noise": "clip"}
-_OWN = {"image_size": "images", "seconds": "audio"}
 
 
 @dataclass(frozen=True)
@@ -144,8 +141,7 @@ def _factor(text: str, recipe: Recipe) -> tuple[str, list[object]]:
 def _check_key(key: str, recipe: Recipe) -> None:
     if key in _FIXED:
         raise ValueError(f"--over cannot go over '{key}': {_FIXED[key]}.")
-    noun = SOURCES[recipe.data].noun
-    if _NEEDED.get(key, noun) != noun or _OWN.get(key, recipe.data) != recipe.data:
+    if not reads(recipe.data, key):
         raise ValueError(f"--over cannot go over '{key}': data = \"{recipe.data}\" does not read it.")
 
 

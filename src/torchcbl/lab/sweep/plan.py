@@ -16,7 +16,8 @@ from torchcbl.lab.sweep.trials import Trial
 SCHEMA = 1
 FIRST_SEED = 1000
 """Seeds of a sweep begin here: a study of what it chose, whose seeds begin at 0, repeats no run that chose it."""
-REFERENCE = "standard"
+PLAIN = ("standard", "as-released-standard", "as-released-standard-no-dropout")
+"""Networks without feedback, which a sweep holds its arm against."""
 CRITERIA = ("accuracy", "loss")
 FILE = "sweep.json"
 
@@ -49,14 +50,23 @@ class Sweep:
     ended: bool = False
 
     def __post_init__(self) -> None:
-        if self.arm not in ARM_NAMES or self.arm == REFERENCE or self.arm in DERIVED_ARMS:
-            tried = ", ".join(arm for arm in ARM_NAMES if arm != REFERENCE and arm not in DERIVED_ARMS)
-            raise ValueError(f"--arm must be one that is trained, other than {REFERENCE}, got '{self.arm}': {tried}.")
+        tried = [arm for arm in ARM_NAMES if arm not in PLAIN and arm not in DERIVED_ARMS]
+        if self.arm not in tried:
+            raise ValueError(
+                f"--arm must be one that is trained and no plain network, got '{self.arm}': {', '.join(tried)}."
+            )
         if not self.settings:
             raise ValueError("a sweep needs at least one setting, got none.")
         if self.by not in CRITERIA:
             raise ValueError(f"--by must be one of {', '.join(CRITERIA)}, got '{self.by}'.")
         dataclasses.replace(self.recipe, seeds=self.seeds, epochs=self.epochs)  # checks both
+
+    @property
+    def plain(self) -> str:
+        """The plain network that the arm stands on, with the arm's dropout."""
+        if not self.arm.startswith("as-released"):
+            return "standard"
+        return "as-released-standard" if self.arm.endswith("-dropout") else "as-released-standard-no-dropout"
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -74,12 +84,12 @@ class Sweep:
         return tuple(range(FIRST_SEED, FIRST_SEED + self.seeds))
 
     def reference(self, setting: Setting) -> Setting:
-        """Return what of a setting holds for `standard` too, which has no loop."""
+        """Return what of a setting holds for the plain network too, which has no loop."""
         return setting.without(LOOP_KEYS)
 
     @property
     def references(self) -> tuple[Setting, ...]:
-        """Under which settings `standard` is trained along."""
+        """Under which settings the plain network is trained along."""
         return tuple(dict.fromkeys(self.reference(setting) for setting in self.possible))
 
     def recipe_of(self, setting: Setting) -> Recipe:
@@ -92,7 +102,7 @@ class Sweep:
 
     def trials(self, out: Path, data: Path | None = None) -> list[Trial]:
         """List the runs, seed by seed, so that a sweep cut short holds every setting equally often."""
-        entries = [(REFERENCE, one) for one in self.references] + [(self.arm, one) for one in self.possible]
+        entries = [(self.plain, one) for one in self.references] + [(self.arm, one) for one in self.possible]
         return [self.trial(out, arm, one, seed, data) for seed in self.all_seeds for arm, one in entries]
 
 

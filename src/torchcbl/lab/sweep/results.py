@@ -12,7 +12,7 @@ from statistics import fmean
 from torchcbl.lab.records import TrialRecord
 from torchcbl.lab.statistics import summarise
 from torchcbl.lab.sweep.grid import Setting
-from torchcbl.lab.sweep.plan import REFERENCE, Sweep
+from torchcbl.lab.sweep.plan import Sweep
 
 _DIGITS = 9  # of a mean: sums of the same scores in another order are a tie
 
@@ -85,7 +85,7 @@ class Results:
         sweep: What was asked for.
         seeds: Those that are judged by.
         candidates: Settings with a finished run of these seeds, in the sweep's order.
-        references: `standard`, under each setting that concerns it.
+        references: The plain network, under each setting that concerns it.
     """
 
     sweep: Sweep
@@ -106,7 +106,7 @@ class Results:
         return tuple((setting, count) for setting, count in counts if count < len(self.seeds))
 
     def reference(self, candidate: Candidate) -> Candidate | None:
-        """Find `standard` under what of a setting concerns it; None where no run has finished."""
+        """Find the plain network under what of a setting concerns it; None where no run has finished."""
         wanted = self.sweep.reference(candidate.setting)
         return next((one for one in self.references if one.setting == wanted), None)
 
@@ -132,7 +132,7 @@ def read_results(sweep: Sweep, out: Path) -> Results:
     """
     found = {
         (arm, setting): _finished(sweep, out, arm, setting)
-        for arm, settings in ((sweep.arm, sweep.possible), (REFERENCE, sweep.references))
+        for arm, settings in ((sweep.arm, sweep.possible), (sweep.plain, sweep.references))
         for setting in settings
     }
     seeds = sweep.all_seeds
@@ -145,7 +145,7 @@ def read_results(sweep: Sweep, out: Path) -> Results:
         sweep,
         seeds,
         tuple(one for one in candidates if one.arm == sweep.arm),
-        tuple(one for one in candidates if one.arm == REFERENCE),
+        tuple(one for one in candidates if one.arm == sweep.plain),
     )
 
 

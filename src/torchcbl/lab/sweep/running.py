@@ -10,7 +10,7 @@ from torchcbl.lab.progress import Display
 from torchcbl.lab.ranks import Spread
 from torchcbl.lab.study import locked, unfinished
 from torchcbl.lab.sweep.feasible import checked
-from torchcbl.lab.sweep.plan import REFERENCE, Sweep, claim, save
+from torchcbl.lab.sweep.plan import Sweep, claim, load, save
 
 
 def run_sweep(
@@ -45,7 +45,7 @@ def run_sweep(
                 engine.plan.spread.check(Spread.of(found.machine), f"record {trial.name} in {out}")
         pending = unfinished(trials)
         display.note(
-            f"{len(trials)} runs: settings of {sweep.arm}: {len(sweep.possible)}, of {REFERENCE}: "
+            f"{len(trials)} runs: settings of {sweep.arm}: {len(sweep.possible)}, of {sweep.plain}: "
             f"{len(sweep.references)}, seeds of each: {sweep.seeds}"
         )
         display.begin(len(trials), len(trials) - len(pending))
@@ -56,3 +56,14 @@ def run_sweep(
         sweep = replace(sweep, ended=True)
         save(sweep, out)
         return sweep, failures
+
+
+def judge_by(by: str, out: Path) -> None:
+    """Change the score that the sweep of a folder is judged by, for this and every later look.
+
+    Raises:
+        ValueError: It is none of `CRITERIA`, or the sweep is damaged.
+        OSError: Another process is at work there, or the folder cannot be written.
+    """
+    with locked(out):
+        save(replace(load(out), by=by), out)

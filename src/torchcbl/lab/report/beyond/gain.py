@@ -33,6 +33,8 @@ def overall(found: Beyond) -> str:
         parts.append(f"It is shown to be worse than {_listed(lost)}.{explains}")
     if untested:
         parts.append(f"No test is possible yet against {_listed(untested)}.")
+    if any(control.lead for control in shown):
+        parts.append(f"What is shown is a lead: {shown[0].planned} seeds are planned.")
     return " ".join(parts)
 
 

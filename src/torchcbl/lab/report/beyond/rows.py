@@ -14,6 +14,7 @@ from torchcbl.lab.report.beyond.answers import read_answers
 from torchcbl.lab.report.families import OWN_FIRST_STEP, own_first_step
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.roles import arm_of, described_by, is_oracle, same_network
+from torchcbl.lab.report.verdict import lead
 from torchcbl.lab.statistics import (
     SIGNIFICANCE,
     Comparison,
@@ -49,6 +50,7 @@ class Control:
         practical: How probable it is that the treatment is worse, practically equal or better.
         plan: How many seeds a single test at 0.05 would need.
         plan_holm: The same at 0.05 / k, the worst that Holm's correction asks for.
+        planned: Seeds of the study; what fewer of them show is called a lead.
     """
 
     name: str
@@ -60,12 +62,18 @@ class Control:
     practical: Practical | None = None
     plan: Plan | None = None
     plan_holm: Plan | None = None
+    planned: int = 0
 
     @property
     def mean(self) -> float:
         """The mean difference in points, of at least one pair."""
         assert self.comparison.mean is not None
         return self.comparison.mean
+
+    @property
+    def lead(self) -> str:
+        """What follows a difference that is shown: that it is a lead, while seeds are to come."""
+        return lead(self.comparison, self.planned)
 
     @property
     def is_equal(self) -> bool:
@@ -91,6 +99,7 @@ class Beyond:
         bounds: Arms that are told the labels: upper bounds, outside the family of tests.
         num_comparisons: Tests that the controls make together, those still to come included.
         noun: What a test sample is: "image", "clip".
+        partial: What the study lacks; nothing where it is complete.
     """
 
     treatment: str
@@ -98,6 +107,7 @@ class Beyond:
     bounds: tuple[Control, ...]
     num_comparisons: int
     noun: str = "image"
+    partial: str = ""
 
     def find(self, name: str) -> Control | None:
         """Return the control of that name, if it is there."""
@@ -133,6 +143,7 @@ def _against_controls(findings: Findings, treatment: str) -> Beyond:
         tuple(_described(name, compare(scores, findings.scores(name), names=(treatment, name))) for name in bounds),
         len(controls),
         findings.source.noun,
+        findings.progress if findings.missing else "",
     )
 
 
@@ -163,6 +174,7 @@ def _control(findings: Findings, comparison: Comparison, read: ReadAnswers | Non
         practical=practical(values),
         plan=plan(values),
         plan_holm=plan(values, alpha=SIGNIFICANCE / comparison.num_comparisons),
+        planned=findings.recipe.seeds,
     )
 
 

@@ -51,7 +51,8 @@ def markdown(found: Findings | Sequence[Beyond]) -> str:
 
 def _markdown(found: Beyond) -> str:
     said = "".join(f"- {text}\n" for text in sentences(found))
-    return "\n".join([f"{overall(found)}\n", table(found).as_markdown(), said, controls_table(found).as_markdown()])
+    start = f"{found.partial}\n\n" if found.partial else ""
+    return "\n".join([f"{start}{overall(found)}\n", table(found).as_markdown(), said, controls_table(found).as_markdown()])
 
 
 def _row(control: Control) -> tuple[str, ...]:

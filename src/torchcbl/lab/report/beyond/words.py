@@ -81,7 +81,8 @@ def _outcome(control: Control) -> str:
     if not control.comparison.difference_shown:
         return _not_shown(control) + _new_images(control)
     better = control.mean > 0
-    return f"shown to be {'better' if better else 'worse'}{_how_much(control.practical, better)}{_new_images(control)}"
+    how_much = _how_much(control.practical, better)
+    return f"shown to be {'better' if better else 'worse'}{how_much}{_new_images(control)}{control.lead}"
 
 
 def _not_shown(control: Control) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.data import Dataset, load_dataset
+from torchcbl.lab.data.identity import check_identity
 from torchcbl.lab.measures import KIND_NAMES
 from torchcbl.lab.measures.clean import Clean
 from torchcbl.lab.measures.found import Measures
@@ -43,8 +44,10 @@ def write_measures(found: Measures, data: Path | None = None) -> Path:
     """
     page = found.folder / "measures.html"
     tables = [table for section in sections(found) for table in section.tables]
-    write_atomically(found.folder / "measures.md", "\n".join(table.as_markdown() for table in tables))
-    write_atomically(page, render(found, _dataset(found, data)))
+    start = [f"{missing}\n"] if (missing := partial(found)) else []
+    text = "\n".join([*start, *(table.as_markdown() for table in tables)])
+    write_atomically(found.folder / "measures.md", text)
+    write_atomically(page, render(found, *_dataset(found, data)))
     return page
 
 
@@ -69,12 +72,13 @@ def summary(found: Measures) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def render(found: Measures, dataset: Dataset | None = None) -> str:
+def render(found: Measures, dataset: Dataset | None = None, without: str = "") -> str:
     """Write the page.
 
     Args:
         found: What was measured.
         dataset: The data, for the pictures of what the loop changed; None leaves them out.
+        without: Why there are no data, as far as the page should say so.
 
     Returns:
         HTML with figures and pictures inside, without any reference to another file or address.
@@ -93,11 +97,11 @@ def render(found: Measures, dataset: Dataset | None = None) -> str:
         progress=f'<p class="partial">{escape(missing)}</p>' if (missing := partial(found)) else "",
         verdicts=paragraphs(sentence for section in built for sentence in section.told),
         sections="\n".join(parts),
-        missing=paragraphs(_missing(found)),
+        missing=paragraphs(_missing(found, without)),
     )
 
 
-def _missing(found: Measures) -> list[str]:
+def _missing(found: Measures, without: str) -> list[str]:
     lines = [f"{kind}: {reason}." for kind, reason in found.unfit.items()]
     runs = dict.fromkeys((*planned_runs(found.recipe), *found.records))
     for kind in KIND_NAMES:
@@ -107,14 +111,18 @@ def _missing(found: Measures) -> list[str]:
             lines.append(f"{kind}: not measured.")
         elif names and measured:
             lines.append(f"{kind}: not measured of {listed(names)}.")
+    if without:
+        lines.append(f"Pictures of what the loop changed: {without}")
     return lines or ["Nothing: all kinds were measured of all runs."]
 
 
-def _dataset(found: Measures, data: Path | None) -> Dataset | None:
-    """Load the data for the pictures; without them the page does without."""
+def _dataset(found: Measures, data: Path | None) -> tuple[Dataset | None, str]:
+    """Load the data for the pictures; without those of the study the page does without, and says why."""
     if SOURCES[found.recipe.data].noun != "image" or not found.found.get("clean"):
-        return None
+        return None, ""
     try:
-        return load_dataset(found.recipe, data)
-    except (OSError, ValueError):
-        return None
+        dataset = load_dataset(found.recipe, data)
+        check_identity(found.folder, dataset)
+    except (OSError, ValueError) as error:
+        return None, str(error)
+    return dataset, ""

@@ -15,7 +15,6 @@ from torchcbl.lab.report.drawing import INK, canvas, legend, styled, title
 from torchcbl.lab.report.looks import colour, marker
 from torchcbl.lab.report.sweep.words import scored, signed
 from torchcbl.lab.sweep.choice import Choice, Level, levels
-from torchcbl.lab.sweep.plan import REFERENCE
 from torchcbl.lab.sweep.results import Candidate, Results
 
 _COLUMNS = 4
@@ -37,7 +36,7 @@ def draw_cost(results: Results, choice: Choice) -> Figure:
     with styled():
         figure, axes = canvas()
         _scatter(axes, choice.ranking, results.sweep.arm, f"{results.sweep.arm}, one setting")
-        _scatter(axes, results.references, REFERENCE, REFERENCE)
+        _scatter(axes, results.references, results.sweep.plain, results.sweep.plain)
         best, frugal = choice.best, choice.frugal
         _ring(axes, best, "chosen", "solid")
         if frugal is not None and frugal is not best:
@@ -74,7 +73,7 @@ def _draw_key(axes: Axes, key: str, found: Sequence[Level], results: Results) ->
     means = [level.mean for level in found]
     axes.plot(range(len(found)), means, color=colour(arm), linewidth=2.2, marker=marker(arm))
     if len(results.references) == 1:
-        axes.axhline(results.references[0].mean, color=colour(REFERENCE), linewidth=1.2, linestyle="dashed")
+        axes.axhline(results.references[0].mean, color=colour(results.sweep.plain), linewidth=1.2, linestyle="dashed")
     long = sum(len(level.label) for level in found) > 22
     names = [level.label.replace("+", "+\n").replace("_", "_\n") if long else level.label for level in found]
     axes.set_xticks(range(len(found)), names, fontsize=8, rotation=45 if long else 0, ha="right" if long else "center")
@@ -138,7 +137,7 @@ def _cost_finding(results: Results, choice: Choice) -> str:
         return ""
     ratio = choice.best.cost[0] / reference.cost[0]
     difference = signed(choice.best.mean - reference.mean, results.sweep.by)
-    return f"Chosen: {difference} against {REFERENCE} at {ratio:.2f} x its FLOPs"
+    return f"Chosen: {difference} against {reference.arm} at {ratio:.2f} x its FLOPs"
 
 
 def _unit(results: Results) -> str:

@@ -15,12 +15,11 @@ from torchcbl.lab.report.sweep.figures import draw_cost, draw_effects
 from torchcbl.lab.report.sweep.words import label, progress, sentences
 from torchcbl.lab.sweep.best import write_best
 from torchcbl.lab.sweep.choice import Choice, choose, levels
-from torchcbl.lab.sweep.plan import REFERENCE
 from torchcbl.lab.sweep.results import Results
 
 _EFFECTS = (
     "Mean over the seeds by value of each key. Thin: settings that differ in this key alone; thick: mean over all "
-    f"settings; dashed: {REFERENCE}, without a loop."
+    "settings; dashed: {plain}, without a loop."
 )
 _COST = "Mean and sample deviation over the seeds of each setting, by its FLOPs."
 
@@ -68,7 +67,7 @@ def render(results: Results, choice: Choice, best: Path) -> str:
         progress=escape(progress(results)),
         progress_class="partial" if unfinished else "complete",
         verdicts=paragraphs(sentences(results, choice)),
-        effects_figure=captioned("effects", draw_effects(results), _EFFECTS),
+        effects_figure=captioned("effects", draw_effects(results), _EFFECTS.format(plain=results.sweep.plain)),
         levels=tables.marginals(results).as_html(),
         balance=escape(_balance(results)),
         cost_figure=captioned("cost", draw_cost(results, choice), _COST),

@@ -10,21 +10,20 @@ from torchcbl.lab.report.verdict import format_p
 from torchcbl.lab.statistics import Comparison
 from torchcbl.lab.sweep.choice import Choice, levels
 from torchcbl.lab.sweep.grid import shown
-from torchcbl.lab.sweep.plan import REFERENCE
 from torchcbl.lab.sweep.results import Candidate, Results
 
 UNITS = {"accuracy": "accuracy (%)", "loss": "loss (nats)"}
 
 
 def settings(results: Results, choice: Choice) -> Table:
-    """Every complete setting, best first, and `standard`."""
+    """Every complete setting, best first, and the plain network."""
     sweep = results.sweep
     header = (
         "Rank",
         *sweep.keys,
         "n",
         "Mean ± sd",
-        f"Minus {REFERENCE}",
+        f"Minus {sweep.plain}",
         "p (Holm)",
         "MFLOPs, answer",
         "MFLOPs, training",

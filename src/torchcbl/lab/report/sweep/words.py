@@ -8,7 +8,7 @@ from torchcbl.lab.report.listing import count
 from torchcbl.lab.sources import SOURCES
 from torchcbl.lab.statistics import Comparison
 from torchcbl.lab.sweep.choice import Choice, rank
-from torchcbl.lab.sweep.plan import FIRST_SEED, REFERENCE
+from torchcbl.lab.sweep.plan import FIRST_SEED
 from torchcbl.lab.sweep.results import Candidate, Results
 
 
@@ -112,18 +112,18 @@ def _frugal(choice: Choice) -> str:
 
 
 def _against(results: Results, choice: Choice) -> list[str]:
-    best, found = choice.best, choice.against[0]
+    best, found, plain = choice.best, choice.against[0], results.sweep.plain
     reference = results.reference(best)
     if found is None or found.mean is None or reference is None:
         return [
-            f"No run of {REFERENCE} with the same seeds has finished: nothing says whether any setting beats no loop."
+            f"No run of {plain} with the same seeds has finished: nothing says whether any setting beats no loop."
         ]
     compared = [one for one in choice.against if one is not None and one.mean is not None]
     better = [one for one in compared if _improves(one, best.by)]
     return [
-        f"{REFERENCE}, without a loop: {spread(reference)}{_percent(reference)}. The best minus {REFERENCE}: "
+        f"{plain}, without a loop: {spread(reference)}{_percent(reference)}. The best minus {plain}: "
         f"{_difference(found, best.by)}; as it is the best that is compared, this too is too good on average."
-        f"{f' {REFERENCE} is itself within one standard error of the best.' if _near(best, reference) else ''}",
+        f"{f' {plain} is itself within one standard error of the best.' if _near(best, reference) else ''}",
         f"{len(better)} of {len(compared)} settings are better than it on average. {_shown(compared, best.by)}",
     ]
 
@@ -162,7 +162,7 @@ def _caveats(results: Results, choice: Choice) -> list[str]:
     strongest = rank(results.references)[0] if len(results.references) > 1 else None
     if strongest is not None and strongest is not results.reference(best):
         found.append(
-            f"{REFERENCE} does best at {strongest.setting.label} ({spread(strongest)}{_percent(strongest)}), which is "
+            f"{sweep.plain} does best at {strongest.setting.label} ({spread(strongest)}{_percent(strongest)}), which is "
             f"not what is best for {best.arm}: hold them against each other, each at its own best."
         )
     if sweep.epochs != sweep.recipe.epochs and "epochs" not in sweep.keys:
