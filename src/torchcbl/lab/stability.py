@@ -104,7 +104,9 @@ def examine(
         raise ValueError(f"{run.name} is no `ContextLoop`: it has no loop that could settle.")
     trained = model.config.steps
     if steps < trained:
-        raise ValueError(f"{run.name} was trained for T = {trained} steps: run it for at least as many, got steps={steps}.")
+        raise ValueError(
+            f"{run.name} was trained for T = {trained} steps: run it for at least as many, got steps={steps}."
+        )
     model.eval()
     dataset = load_dataset(run.recipe, data, progress)
     check_identity(run.out, dataset)

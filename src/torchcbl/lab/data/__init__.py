@@ -116,6 +116,4 @@ def load_data(
         raise ValueError(f"unknown data '{name}'{hint} There are {', '.join(DATASETS)}")
     classes = SOURCES[name].classes
     size = validation_size or len(full) // 10
-    return split_dataset(
-        full, test, validation_size=size, split_seed=split_seed, classes=classes, augment=augment
-    )
+    return split_dataset(full, test, validation_size=size, split_seed=split_seed, classes=classes, augment=augment)

@@ -14,9 +14,10 @@ FILE = "best.toml"
 
 
 def best_recipe(sweep: Sweep, candidate: Candidate) -> Recipe:
-    """Return the recipe of a sweep with the values of a setting, under a new name; the arm and its plain network are in it.
+    """Return the recipe of a sweep with the values of a setting, under a new name.
 
-    Seeds and epochs are the recipe's own, however short the sweep's runs were; unless the sweep goes over epochs.
+    Its arms are the recipe's, the arm that was tried and its plain network. Seeds and epochs are the recipe's own,
+    however short the sweep's runs were; unless the sweep goes over epochs.
     """
     arms = {*sweep.recipe.arms, sweep.plain, sweep.arm}
     chosen = candidate.setting.applied(sweep.recipe)

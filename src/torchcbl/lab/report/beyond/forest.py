@@ -36,5 +36,6 @@ def _title(found: Beyond) -> str:
         return "No test possible yet"
     better = [c for c in tested if c.comparison.difference_shown and (c.comparison.mean or 0.0) > 0]
     loop = subject(found.treatment)
+    start = "The loop" if loop == "the loop" else loop
     leads = " (leads: seeds are to come)" if any(c.lead for c in better) else ""
-    return f"{'The loop' if loop == 'the loop' else loop} is shown to beat {len(better)} of {len(tested)} controls{leads}"
+    return f"{start} is shown to beat {len(better)} of {len(tested)} controls{leads}"

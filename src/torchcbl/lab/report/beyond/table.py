@@ -51,8 +51,9 @@ def markdown(found: Findings | Sequence[Beyond]) -> str:
 
 def _markdown(found: Beyond) -> str:
     said = "".join(f"- {text}\n" for text in sentences(found))
-    start = f"{found.partial}\n\n" if found.partial else ""
-    return "\n".join([f"{start}{overall(found)}\n", table(found).as_markdown(), said, controls_table(found).as_markdown()])
+    start = [f"{found.partial}\n"] if found.partial else []
+    tables = table(found).as_markdown(), controls_table(found).as_markdown()
+    return "\n".join([*start, f"{overall(found)}\n", tables[0], said, tables[1]])
 
 
 def _row(control: Control) -> tuple[str, ...]:

@@ -115,9 +115,7 @@ def _against(results: Results, choice: Choice) -> list[str]:
     best, found, plain = choice.best, choice.against[0], results.sweep.plain
     reference = results.reference(best)
     if found is None or found.mean is None or reference is None:
-        return [
-            f"No run of {plain} with the same seeds has finished: nothing says whether any setting beats no loop."
-        ]
+        return [f"No run of {plain} with the same seeds has finished: nothing says whether any setting beats no loop."]
     compared = [one for one in choice.against if one is not None and one.mean is not None]
     better = [one for one in compared if _improves(one, best.by)]
     return [
@@ -162,8 +160,8 @@ def _caveats(results: Results, choice: Choice) -> list[str]:
     strongest = rank(results.references)[0] if len(results.references) > 1 else None
     if strongest is not None and strongest is not results.reference(best):
         found.append(
-            f"{sweep.plain} does best at {strongest.setting.label} ({spread(strongest)}{_percent(strongest)}), which is "
-            f"not what is best for {best.arm}: hold them against each other, each at its own best."
+            f"{sweep.plain} does best at {strongest.setting.label} ({spread(strongest)}{_percent(strongest)}), which "
+            f"is not what is best for {best.arm}: hold them against each other, each at its own best."
         )
     if sweep.epochs != sweep.recipe.epochs and "epochs" not in sweep.keys:
         found.append(
