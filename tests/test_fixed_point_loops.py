@@ -102,6 +102,35 @@ def test_whatever_the_context_is_made_from(source: str) -> None:
             torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("dim", [3, 9])  # the state holds z, or y
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_newton_does_not_know_of_a_detached_context(mode: type, alpha: float, dim: int) -> None:
+    net, x = copy.deepcopy(built("mlp", "traced", alpha=alpha, dim=dim)), batch("mlp")
+    options = {"solver": "newton", "gradient": "implicit", "halting": Tolerance(1e-10), "steps": 20}
+    with mode():
+        expected = net.refine(x, **options)  # type: ignore[arg-type]
+        net.context.detach = True
+        close(net.refine(x, **options), expected, slice(None), 1e-12)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dim", [3, 9])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("rule", [Implicit(), Implicit(order=2), Implicit(adjoint="newton")], ids=repr)
+def test_a_detached_context_has_one_gradient_whatever_the_rule(rule: Gradient, alpha: float, dim: int) -> None:
+    net, x = copy.deepcopy(built("mlp", "traced", alpha=alpha, dim=dim)), batch("mlp")
+    net.context.detach = True
+    unrolled = net.refine(x, steps=80)
+    solved = net.refine(x, steps=80, solver="newton", gradient=rule, halting=Tolerance(1e-12))
+    torch.testing.assert_close(solved.output, unrolled.output, rtol=1e-9, atol=1e-10)
+    parameters = list(net.parameters())
+    for one, other in zip(
+        *(torch.autograd.grad(r.output.pow(3).sum(), parameters, allow_unused=True) for r in (solved, unrolled)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
 def truncated_by_hand(net: cbl.ContextLoop, x: torch.Tensor, steps: int, k: int, damping: float) -> torch.Tensor:
     """y_T, cut off from all that is before the z = g(.) of step T - k + 1."""
     low, high, head = net.backbone[:2], net.backbone[2:4], net.backbone[4]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from torchcbl.dtypes import in_weights_dtype
+from torchcbl.solvers.jacobian import is_linearising
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Context:
     Args:
         dim: D, the size of z; at least 1.
         source: "logits" for y, "probs" for softmax(y) over the classes, or the dotted name of a submodule.
-        detach: Whether to stop gradients from flowing back through z into the step before.
+        detach: Whether to stop gradients from flowing back through z into the step before. A choice of training alone:
+            every gradient rule keeps to it, while solvers, `contraction` and `jacobian_penalty` see the whole map.
         map: Called with the number of features of s and with `dim`, returns the module that is g; None for the
             affine map above. The module takes s (B, F), (B, N, F) or (B, H, W, F) and returns z with `dim` in place of
             F.
@@ -89,7 +91,7 @@ class ContextMap(nn.Module):
             source: y or a submodule's output, batch first.
             mask: Which positions are real, (B, N) of booleans or of 0 and 1; None when all are.
         """
-        if self.detach:
+        if self.detach and not is_linearising():
             source = source.detach()
         if self.channel_dim not in (-1, source.ndim - 1):
             source = source.movedim(self.channel_dim, -1)

@@ -48,6 +48,18 @@ def test_an_affine_loop_has_the_numbers_of_its_matrix() -> None:
     assert (report.status == cbl.Status.converged).all()
 
 
+@pytest.mark.parametrize("exact_up_to", [256, 1])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_a_context_detached_in_training_is_no_other_map(alpha: float, exact_up_to: int) -> None:
+    net, x, _ = linear_loop(alpha=alpha)
+    expected = cbl.contraction(net, x, exact_up_to=exact_up_to)
+    net.context.detach = True
+    report = cbl.contraction(net, x, exact_up_to=exact_up_to)
+    torch.testing.assert_close(report.spectral_norm, expected.spectral_norm)
+    torch.testing.assert_close(report.asymptotic_rate, expected.asymptotic_rate)
+    assert (report.spectral_norm > 0.01).all()
+
+
 @pytest.mark.parametrize("alpha", [0.3, 0.7])
 def test_damping_in_the_states(alpha: float) -> None:
     """h_{t+1} = alpha h_t + (1 - alpha) F(h_t), and the same rates as Picard's damping of the map of y."""

@@ -129,6 +129,18 @@ def test_the_penalty_is_the_frobenius_norm() -> None:
     assert found == pytest.approx(exact, rel=0.03)
 
 
+def test_the_penalty_sees_the_map_of_a_context_that_is_detached_in_training() -> None:
+    net, x = swinging(0.9)
+    found = []
+    for detach in (False, True):
+        net.context.detach = detach
+        penalty = jacobian_penalty(net, x, generator=torch.Generator().manual_seed(0))
+        found.append((penalty, *torch.autograd.grad(penalty, net.context.map.weight)))
+    assert found[0][0] > 0
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_the_penalty_has_the_gradient_of_the_frobenius_norm() -> None:
     net, x = swinging(0.9)
     penalty = jacobian_penalty(net, x, probes=4000, generator=torch.Generator().manual_seed(0))

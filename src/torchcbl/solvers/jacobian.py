@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
+_thread = threading.local()
 
 
 def jacobian(g: Function, s: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def _rows(g: Function, s: Tensor, basis: Tensor) -> Tensor:
             "torch.no_grad() instead, or a solver that needs no Jacobian ('anderson', 'broyden')."
         )
     create = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), linearising():
         at = s if s.requires_grad else s.detach().requires_grad_()
         value = g(at)
         if not value.requires_grad:
@@ -73,7 +75,24 @@ _FORWARD_MODE = threading.RLock()
 
 def product(g: Function, s: Tensor, v: Tensor) -> Tensor:
     """Return J v, (B, N), by forward mode; one thread at a time."""
-    with _FORWARD_MODE:
+    with _FORWARD_MODE, linearising():
         result = torch.func.jvp(g, (s,), (v,))[1]
     assert isinstance(result, Tensor)
     return result
+
+
+@contextmanager
+def linearising() -> Iterator[None]:
+    """Differentiate maps in this thread as they are: what is cut off in training alone, as by `Context(detach=True)`,
+    belongs to the derivative of what a step computes.
+    """
+    outer, _thread.linearising = getattr(_thread, "linearising", False), True
+    try:
+        yield
+    finally:
+        _thread.linearising = outer
+
+
+def is_linearising() -> bool:
+    """Say whether this runs within `linearising`; no compiled program does."""
+    return not torch.compiler.is_compiling() and bool(getattr(_thread, "linearising", False))

@@ -14,6 +14,7 @@ from torchcbl.backbone.language import without_cache
 from torchcbl.checks import check_count
 from torchcbl.halting import Never
 from torchcbl.solvers import Picard, iterate
+from torchcbl.solvers.jacobian import linearising
 from torchcbl.stages.tracing import buffers_kept
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def jacobian_penalty(
         torch.enable_grad(),
         buffers_kept(net),
         sdpa_kernel(SDPBackend.MATH),
+        linearising(),
         net.mapped(call) as g,
     ):  # fused attention has no double backward
         start = g.prepare()

@@ -17,6 +17,7 @@ from torchcbl.backbone.language import without_cache
 from torchcbl.rollout import LoopMap
 from torchcbl.schedules import State
 from torchcbl.solvers import Picard
+from torchcbl.solvers.jacobian import linearising
 
 if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
@@ -144,8 +145,9 @@ def opened(net: ContextLoop, call: Call) -> Iterator[Space]:
     """Run step 0 of a call in eval mode, and give the maps on its states for as long as the context is open.
 
     Attention is computed unfused meanwhile, since fused kernels can be differentiated but once, and not forwards.
-    Gradients are on within, whatever they were outside.
+    Gradients are on within, whatever they were outside, and no context is detached.
     """
     call = without_cache(net.backbone, call)
-    with torch.inference_mode(False), evaluating(net), sdpa_kernel(SDPBackend.MATH), net.mapped(call) as g:
+    math = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(False), evaluating(net), math, linearising(), net.mapped(call) as g:
         yield Space(g, max(1, net.config.steps))
