@@ -202,11 +202,77 @@ def test_padding_says_nothing_about_a_sample(rule: Halting, dim: int, alpha: flo
     net = cbl.ContextLoop(Tagger().double(), "site", {"x": x, "attention_mask": mask}, "additive", context, alpha=alpha)
     awaken(net).eval()
     for gradient in ("bptt", "checkpointed"):
-        together = net.refine(x=x, attention_mask=mask, halting=rule, steps=25, gradient=gradient)
-        for sample, length in enumerate((3, 6, 5)):
-            one = slice(sample, sample + 1)
-            alone = net.refine(x=x[one, :length], attention_mask=mask[one, :length], halting=rule, steps=25)
-            assert torch.equal(alone.steps, together.steps[one])
-            torch.testing.assert_close(alone.residuals, together.residuals[:, one], rtol=1e-7, atol=1e-12)
-            torch.testing.assert_close(alone.output[0], together.output[sample, :length], rtol=1e-9, atol=1e-12)
-            assert torch.equal(alone.status, together.status[one])
+        check_without_padding(net, x, mask, halting=rule, gradient=gradient)
+
+
+def check_without_padding(net: cbl.ContextLoop, x: Tensor, mask: Tensor, **options: object) -> cbl.Refinement:
+    """See that each sample of a padded batch fares as it does by itself, without its padding."""
+    together = net.refine(x=x, attention_mask=mask, steps=25, **options)  # type: ignore[arg-type]
+    for sample, length in enumerate(mask.sum(1).int().tolist()):
+        one = slice(sample, sample + 1)
+        alone = net.refine(x=x[one, :length], attention_mask=mask[one, :length], steps=25, **options)  # type: ignore[arg-type]
+        assert torch.equal(alone.steps, together.steps[one])
+        torch.testing.assert_close(alone.residuals, together.residuals[:, one], rtol=1e-7, atol=1e-12)
+        y = together.output[sample]
+        torch.testing.assert_close(alone.output[0], y[:length] if y.ndim > 1 else y, rtol=1e-9, atol=1e-12)
+        assert torch.equal(alone.status, together.status[one])
+    return together
+
+
+class Classifier(Tagger):
+    """One answer per sample."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        h = torch.tanh(self.site(torch.tanh(self.embed(x))))
+        return self.head((h * attention_mask[..., None]).sum(1) / attention_mask.sum(1)[:, None])
+
+
+class Pooled(Tagger):
+    """One answer per position, and a submodule that sees the mean of the real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        h = torch.tanh(self.site(torch.tanh(self.embed(x))))
+        pooled = self.pool((h * attention_mask[..., None]).sum(1) / attention_mask.sum(1)[:, None])
+        return self.head(h) + pooled.sum(-1)[:, None, None]
+
+
+def padded() -> tuple[Tensor, Tensor]:
+    """A batch whose first and third samples are padded, with numbers that are far out."""
+    x, mask = random(3, 6, 5), torch.ones(3, 6, dtype=torch.float64)
+    mask[0, 3:], mask[2, 5:] = 0, 0
+    return torch.where(mask[..., None] == 0, 100 * x, x), mask
+
+
+def padded_loop(backbone: nn.Module, **options: object) -> cbl.ContextLoop:
+    torch.manual_seed(0)
+    x, mask = padded()
+    example = {"x": x, "attention_mask": mask}
+    return awaken(cbl.ContextLoop(backbone.double(), "site", example, "additive", **options)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("schedule", "alpha"), [("repropagate", 0.7), ("literal", 0.5), ("synchronous", 0.0)])
+@pytest.mark.parametrize("rule", [Tolerance(1e-3), Never()], ids=repr)
+def test_padded_hidden_states_of_a_classifier_say_nothing(rule: Halting, schedule: str, alpha: float) -> None:
+    net = padded_loop(Classifier(), context=cbl.Context(dim=6), schedule=schedule, alpha=alpha)
+    check_without_padding(net, *padded(), halting=rule)
+
+
+@pytest.mark.parametrize("rule", [Confidence(0.36), Agreement(2)], ids=repr)
+def test_padding_says_nothing_where_the_context_is_made_of_what_has_no_positions(rule: Halting) -> None:
+    net = padded_loop(Pooled(), context=cbl.Context(dim=6, source="pool"))
+    check_without_padding(net, *padded(), halting=rule)
+
+
+def test_one_mask_may_stand_for_all_samples() -> None:
+    net = padded_loop(Tagger(), context=cbl.Context(dim=4, per="sample"))
+    x, mask = random(4, 6, 5) * torch.tensor([0.1, 1, 2, 4])[:, None, None], torch.ones(1, 6, dtype=torch.float64)
+    mask[:, 4:] = 0
+    for rule in (Never(), Tolerance(1e-3), Confidence(0.4)):
+        one, each = (net.refine(x=x, attention_mask=m, halting=rule, steps=20) for m in (mask, mask.expand(4, 6)))
+        assert torch.equal(one.output, each.output)
+        assert torch.equal(one.steps, each.steps)
+    assert len(set(one.steps.tolist())) > 1

@@ -17,7 +17,7 @@ from torchcbl.adapters import Attending, bind
 from torchcbl.adapters.joining import attending_again
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.layout import write_like
-from torchcbl.backbone.masks import real_positions
+from torchcbl.backbone.masks import RealPositions, attention_mask
 from torchcbl.eager import uncompiled
 from torchcbl.gradients import Problem
 from torchcbl.refinement import Path, move, norm
@@ -76,7 +76,11 @@ class LoopMap(Map):
         self.output = net.read_output(self.first.returned)
         """y_0."""
         made_from = self.output if self.first.source is None else self.first.source
-        self.mask = real_positions(net.backbone, call, made_from, net.context.channel_dim)
+        self.positions = RealPositions(net.backbone, attention_mask(net.backbone, call), self.output.shape[0])
+        self.mask = self.positions.of(made_from, 1 if net.context.channel_dim in (-1, 2) else 2)
+        """Which positions of what the context is made from are real."""
+        real = self.positions.of(self.output, 1)
+        self.real = None if real is None else real.bool()
         self.psi = bind(psi, self.mask, tokens)
         self.statistics = CallStatistics(net)
         self.padding: Tensor | None = None
@@ -92,7 +96,8 @@ class LoopMap(Map):
         """Take T steps one after the other, T at least 1, and measure how the states moved if asked to."""
         state, y = self.start, self.output
         z = self.context(state, y)
-        parts, outputs, moves = self._real_parts(state, y, z), [y], []
+        outputs, moves = [y], []
+        parts = self._real_parts(state, y, z) if measure else ()
         start = norm(parts) if measure else None
         for step in range(1, steps + 1):
             state = self.step(z, state, step)
@@ -128,7 +133,7 @@ class LoopMap(Map):
     def _real_parts(self, state: State, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         """The parts without what is padding."""
         parts = self._parts(state, y, z)
-        if self.mask is None:
+        if self.positions.mask is None:
             return parts
         counted = [self._counted(part, axis) for part, axis in zip(parts, self._position_axes(), strict=True)]
         return tuple(
@@ -142,9 +147,8 @@ class LoopMap(Map):
 
     def _counted(self, part: Tensor, axis: int) -> Tensor | None:
         """Which entries of a part are no padding, or None for all."""
-        if self.mask is None or part.ndim != 3 or part.shape[axis] != self.mask.shape[1]:
-            return None
-        return self.mask.bool().unsqueeze(3 - axis)
+        real = self.positions.of(part, axis)
+        return None if real is None else real.bool().unsqueeze(3 - axis)
 
     # As a map of vectors
 
@@ -173,20 +177,19 @@ class LoopMap(Map):
         self.answer_is_s = not self.in_z and self.first.returned is self.output
         self.finish_evaluations = 0 if self.answer_is_s else 1
         self.resume_evaluations = 1 if self.in_z and self.first.source is not None else 0
-        if self.mask is not None:
-            self._find_padding(y)
+        self.padding = self._find_padding()
         return self.pack(state, y)
 
-    def _find_padding(self, y: Tensor) -> None:
-        """Note what of the state and the outputs is padding, of which no sample's end must depend."""
+    def _find_padding(self) -> Tensor | None:
+        """Say what of the state is padding, on which no sample's end must depend."""
+        counted = [self._counted(part, axis) for part, axis in zip(self.like, self._position_axes(), strict=True)]
+        if all(which is None for which in counted):
+            return None
         whole = [
             (torch.ones_like(part, dtype=torch.bool) if which is None else which.expand_as(part)).flatten(1)
-            for part, axis in zip(self.like, self._position_axes(), strict=True)
-            for which in [self._counted(part, axis)]
+            for part, which in zip(self.like, counted, strict=True)
         ]
-        self.padding = ~torch.cat(whole, dim=1)
-        which = self._counted(y, 1)
-        self.real = None if which is None else which[:, :, 0]
+        return ~torch.cat(whole, dim=1)
 
     def norm(self, s: Tensor) -> Tensor:
         """See `Map.norm`."""
@@ -237,6 +240,7 @@ class LoopMap(Map):
         """Return the map of some of the samples."""
         part = copy.copy(self)
         part.first = self.cut.select(self.first, self.call, index, self.net.read_output)
+        part.positions = self.positions.select(index)
         part.mask, part.real, part.padding = (
             None if rows is None else rows.index_select(0, index) for rows in (self.mask, self.real, self.padding)
         )
