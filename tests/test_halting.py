@@ -247,10 +247,11 @@ def padded() -> tuple[Tensor, Tensor]:
     return torch.where(mask[..., None] == 0, 100 * x, x), mask
 
 
-def padded_loop(backbone: nn.Module, **options: object) -> cbl.ContextLoop:
+def padded_loop(backbone: nn.Module, mask: Tensor | None = None, **options: object) -> cbl.ContextLoop:
+    """A loop around a backbone that mixes positions, awake; its example is padded unless a mask says otherwise."""
     torch.manual_seed(0)
-    x, mask = padded()
-    example = {"x": x, "attention_mask": mask}
+    x, padding = padded()
+    example = {"x": x, "attention_mask": padding if mask is None else mask}
     return awaken(cbl.ContextLoop(backbone.double(), "site", example, "additive", **options)).eval()  # type: ignore[arg-type]
 
 
@@ -265,6 +266,32 @@ def test_padded_hidden_states_of_a_classifier_say_nothing(rule: Halting, schedul
 def test_padding_says_nothing_where_the_context_is_made_of_what_has_no_positions(rule: Halting) -> None:
     net = padded_loop(Pooled(), context=cbl.Context(dim=6, source="pool"))
     check_without_padding(net, *padded(), halting=rule)
+
+
+class Masked(Tagger):
+    """One answer per position, and none at all at padding."""
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.fill = fill
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return super().forward(x, attention_mask).masked_fill(attention_mask[..., None] == 0, self.fill)
+
+
+@pytest.mark.parametrize("fill", [-torch.inf, torch.nan])
+@pytest.mark.parametrize(("per", "source"), [("sample", "logits"), ("position", "logits"), ("sample", "probs")])
+def test_padding_that_is_not_finite_spoils_no_sample(per: str, source: str, fill: float) -> None:
+    context = cbl.Context(dim=4, per=per, source=source)
+    net, (x, mask) = padded_loop(Masked(fill), torch.ones(3, 6).double(), context=context), padded()
+    for rule in (Never(), Tolerance(1e-4), Agreement(3), Confidence(0.4)):
+        r = check_without_padding(net, x, mask, halting=rule)
+        assert not (r.status == Status.non_finite).any()
+        net.zero_grad()
+        r.output[mask == 1].sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
+    x[0, 0] = torch.nan
+    assert net.refine(x=x, attention_mask=mask).status.tolist()[0] == Status.non_finite
 
 
 def test_one_mask_may_stand_for_all_samples() -> None:

@@ -26,8 +26,8 @@ class Context:
             affine map above. The module takes s (B, F), (B, N, F) or (B, H, W, F) and returns z with `dim` in place of
             F.
         per: "sample" for one z (B, D) per sample: s is averaged over its positions (those that `attention_mask`
-            admits); "position" for one at each position of s, (B, N, D) or (B, H, W, D). None: as y has positions or
-            not.
+            admits); "position" for one at each position of s, (B, N, D) or (B, H, W, D), where s counts as 0 at those
+            that it does not admit. None: as y has positions or not.
 
     Raises:
         ValueError: `dim` is below 1, or `per` is neither.
@@ -95,6 +95,10 @@ class ContextMap(nn.Module):
             source = source.detach()
         if self.channel_dim not in (-1, source.ndim - 1):
             source = source.movedim(self.channel_dim, -1)
+        if mask is not None and (source.ndim != 3 or mask.shape != source.shape[:2]):
+            mask = None  # it is none of this source's positions
+        if mask is not None:
+            source = source.masked_fill((mask == 0)[..., None], 0)  # a factor of 0 would make NaN of infinity
         if self.source == "probs":
             source = source.softmax(dim=-1)
         if self.pool and source.ndim > 2:
@@ -116,7 +120,7 @@ class ContextMap(nn.Module):
 
 def _mean_over_positions(source: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (B, *positions, F) over the positions that the mask admits."""
-    if mask is None or mask.shape != source.shape[:2] or source.ndim != 3:
+    if mask is None:
         return source.flatten(1, -2).mean(dim=1)
     weights = mask.to(source.dtype)
     return (source * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1)

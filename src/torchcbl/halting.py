@@ -177,7 +177,7 @@ class Agreement(Halting):
         axis = _several_classes(self, y)
         same = progress.everywhere(y.argmax(dim=axis) == before.argmax(dim=axis))
         run = memory[0] if isinstance(memory, tuple) and memory else torch.zeros_like(same, dtype=torch.long)
-        run = torch.where(same & y.isfinite().flatten(1).all(dim=1), run + 1, 0)
+        run = torch.where(same & progress.everywhere(y.isfinite().all(dim=axis)), run + 1, 0)
         return run >= self.steps, (run,)
 
 

@@ -29,7 +29,7 @@ class Status(IntEnum):
     """The last step was over 100 times as long as the start s_0 and the first step together (a million times under
     solvers that need no contraction, whose way to a fixed point may lead far)."""
     non_finite = 3
-    """An output of this sample holds NaN or infinity."""
+    """An output of this sample holds NaN or infinity, padded positions left aside."""
     halted = 4
     """A stopping rule that does not speak of convergence, as `Confidence`, let it go while the state was moving."""
 
@@ -149,9 +149,12 @@ class Path:
         start: Tensor,
         moves: Sequence[tuple[Tensor, Tensor]],
         outputs: Sequence[Tensor],
-        tolerance: float | None = None,
+        real: Tensor | None = None,
     ) -> Path:
-        """Find it for a plain loop from ||s_0|| and, for each step, its residual and length, (B,) each."""
+        """Find it for a plain loop from ||s_0|| and, for each step, its residual and length, (B,) each.
+
+        `real` says which positions of the outputs are no padding, (B, N); None where all count.
+        """
         steps = torch.full((len(start),), len(moves), dtype=torch.long, device=start.device)
         if not moves:
             nothing = start.new_zeros(0, len(start))
@@ -160,7 +163,7 @@ class Path:
         else:
             (residual, length), scale = moves[-1], start + moves[0][1]
             rows = torch.stack([one for one, _ in moves]), torch.stack([one for _, one in moves])
-        finite = torch.stack([is_finite(output) for output in outputs]).all(dim=0)
+        finite = torch.stack([is_finite(output, real) for output in outputs]).all(dim=0)
         status = judge(residual, length, scale, finite)
         return cls(*rows, steps, steps, status)
 
@@ -186,9 +189,17 @@ def relative(length: Tensor, size: Tensor) -> Tensor:
     return torch.where(length == 0, length, length / size)
 
 
-def is_finite(output: Tensor) -> Tensor:
-    """Say of each sample whether it holds neither NaN nor infinity, (B,)."""
-    return output.detach().flatten(1).isfinite().all(dim=1)
+def is_finite(output: Tensor, real: Tensor | None = None) -> Tensor:
+    """Say of each sample whether it holds neither NaN nor infinity, (B,).
+
+    Args:
+        output: The batch first.
+        real: Which positions of (B, N, K) count, (B, N) of booleans; None for all.
+    """
+    finite = output.detach().isfinite()
+    if real is not None:
+        finite = finite | ~real[:, :, None]
+    return finite.flatten(1).all(dim=1)
 
 
 def judge(

@@ -108,7 +108,7 @@ class LoopMap(Map):
             if measure:
                 old, parts = parts, self._real_parts(state, y, z)
                 moves.append(move(parts, old))
-        path = None if start is None else Path.from_moves(start, moves, outputs)
+        path = None if start is None else Path.from_moves(start, moves, outputs, self.real)
         return Rollout(outputs, state.returned, path)
 
     def context(self, state: State, y: Tensor) -> Tensor:
@@ -191,9 +191,9 @@ class LoopMap(Map):
         ]
         return ~torch.cat(whole, dim=1)
 
-    def norm(self, s: Tensor) -> Tensor:
-        """See `Map.norm`."""
-        return super().norm(s if self.padding is None else s.masked_fill(self.padding, 0))
+    def without_padding(self, s: Tensor) -> Tensor:
+        """See `Map.without_padding`."""
+        return s if self.padding is None else s.masked_fill(self.padding, 0)
 
     def __call__(self, s: Tensor, step: Step = 1) -> Evaluation:
         """Evaluate G: one step of the loop."""

@@ -67,8 +67,8 @@ class _CheckpointedMap(Map):
         self.g = g
         self.real = g.real
 
-    def norm(self, s: Tensor) -> Tensor:
-        return self.g.norm(s)
+    def without_padding(self, s: Tensor) -> Tensor:
+        return self.g.without_padding(s)
 
     def __call__(self, s: Tensor, step: int = 1) -> Evaluation:
         def evaluate(point: Tensor) -> tuple[Tensor, Tensor, object]:

@@ -63,9 +63,13 @@ class Map(ABC):
     real: Tensor | None = None
     """Which positions of the outputs are no padding, (B, N) of booleans; None where all count."""
 
+    def without_padding(self, s: Tensor) -> Tensor:
+        """Return a state, or a difference of states, (B, N), with 0 in the place of what is padding."""
+        return s
+
     def norm(self, s: Tensor) -> Tensor:
         """Return the 2-norm per sample, (B,), of a state or a difference of states, without what is padding."""
-        length: Tensor = torch.linalg.vector_norm(s, dim=1)
+        length: Tensor = torch.linalg.vector_norm(self.without_padding(s), dim=1)
         return length
 
     def finish(self, s: Tensor, step: int) -> Evaluation:

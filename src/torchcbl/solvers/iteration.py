@@ -100,12 +100,6 @@ class _Look(NamedTuple):
     wanted: Tensor
     """Whom the stopping rule would let go."""
 
-    def select(self, rows: Tensor) -> _Look:
-        value, output, returned = self.evaluation
-        chosen = value.index_select(0, rows)
-        made = chosen if _same(output, value) else output.index_select(0, rows)
-        return _Look(Evaluation(chosen, made, returned), self.residual[rows], self.length[rows], self.wanted[rows])
-
 
 @dataclass
 class _Run:
@@ -197,17 +191,23 @@ class _Run:
             rows = ended.nonzero()[:, 0]
             if not len(rows):
                 return None
-            status = self._judge(look.select(rows), self.scale[rows])
+            status = self._judge(look)[rows]
             sure = look.wanted[rows] | (status == Status.non_finite) | (status == Status.diverged)
-            if not bool(sure.all()):  # large, but small against what it was added to
+            if not bool(sure.all()):  # large, but small against what it was added to; or not finite in padding alone
                 rows, status = rows[sure], status[sure]
+                if not len(rows):
+                    return None
         self._close(look, rows, status)
         return rows
 
-    def _judge(self, look: _Look, scale: Tensor) -> Tensor:
+    def _judge(self, look: _Look) -> Tensor:
+        """Say how each in the batch would end now."""
         value, made, _ = look.evaluation
-        finite = is_finite(value) if _same(made, value) else is_finite(value) & is_finite(made)
-        return judge(look.residual, look.length, scale, finite, self.tolerance, look.wanted, self.solver.diverged_above)
+        finite = is_finite(self.g.without_padding(value))
+        if not _same(made, value):
+            finite = finite & is_finite(made, self.g.real)
+        above = self.solver.diverged_above
+        return judge(look.residual, look.length, self.scale, finite, self.tolerance, look.wanted, above)
 
     def _close(self, look: _Look, rows: Tensor | None, status: Tensor) -> None:
         """Write samples into the ledger, all of the batch if `rows` is None."""
@@ -222,7 +222,7 @@ class _Run:
         """Write those who still run into the ledger."""
         rows = self._running()
         with torch.no_grad():
-            status = self._judge(look, self.scale)
+            status = self._judge(look)
         self._close(look, rows, status if rows is None else status[rows])
 
     def _advance(self, look: _Look, ended: Tensor | None, step: int) -> None:
