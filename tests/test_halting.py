@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from problems import random
 from subject import awaken
 from torchcbl.halting import Agreement, Both, Confidence, Either, Halting, Never, Progress, Tolerance
 from torchcbl.refinement import Status
-from torchcbl.solvers import Evaluation, Map, Picard, Trace, iterate
+from torchcbl.solvers import Anderson, Broyden, Evaluation, Map, Newton, Picard, Solver, Trace, iterate
 from torchcbl.solvers.base import NotSelectableError
 
 
@@ -292,6 +294,14 @@ def test_padding_that_is_not_finite_spoils_no_sample(per: str, source: str, fill
         assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
     x[0, 0] = torch.nan
     assert net.refine(x=x, attention_mask=mask).status.tolist()[0] == Status.non_finite
+
+
+@pytest.mark.parametrize("solver", [Anderson(5), Broyden(), Newton(), Picard(0.3)], ids=repr)
+@pytest.mark.parametrize("backbone", [Tagger, functools.partial(Masked, -torch.inf)], ids=["noise", "inf"])
+def test_padding_steers_no_solver(backbone: Callable[[], nn.Module], solver: Solver) -> None:
+    net = padded_loop(backbone(), torch.ones(3, 6).double(), context=cbl.Context(dim=6, per="position"))
+    r = check_without_padding(net, *padded(), halting=Tolerance(1e-6), solver=solver)
+    assert (r.status == Status.converged).all()
 
 
 def test_one_mask_may_stand_for_all_samples() -> None:

@@ -195,6 +195,10 @@ class LoopMap(Map):
         """See `Map.without_padding`."""
         return s if self.padding is None else s.masked_fill(self.padding, 0)
 
+    def with_padding(self, s: Tensor, other: Tensor) -> Tensor:
+        """See `Map.with_padding`."""
+        return s if self.padding is None else torch.where(self.padding, other, s)
+
     def __call__(self, s: Tensor, step: Step = 1) -> Evaluation:
         """Evaluate G: one step of the loop."""
         c, hidden = self.unpack(s)

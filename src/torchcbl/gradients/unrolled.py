@@ -79,7 +79,7 @@ class _CheckpointedMap(Map):
 
     def advance(self, solver: Solver, memory: Memory, s: Tensor, value: Tensor, step: int) -> tuple[Tensor, Memory]:
         if not solver.extra_evaluations(s.shape[1]):
-            return super().advance(solver, memory, s, value, step)
+            return self.g.advance(solver, memory, s, value, step)
         advance = self.g.advance
         made = checkpoint(advance, solver, memory, s, value, step, use_reentrant=False, context_fn=self.g.checkpointing)
         assert isinstance(made, tuple)

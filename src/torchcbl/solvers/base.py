@@ -48,15 +48,19 @@ class Map(ABC):
         """
 
     def advance(self, solver: Solver, memory: Memory, s: Tensor, value: Tensor, step: int) -> tuple[Tensor, Memory]:
-        """Return a solver's next iterate and what it remembers; its own arithmetic stays in the precision of s."""
+        """Return a solver's next iterate and what it remembers; its own arithmetic stays in the precision of s.
+
+        It sees no padding, which would have a say in what it makes of the rest, and goes on by plain steps.
+        """
         inside, outside = _autocast(s.device.type)
 
         def evaluate(point: Tensor) -> Tensor:
             with inside:
-                return self(point, step).value
+                return self.without_padding(self(self.with_padding(point, s), step).value)
 
         with outside:
-            return solver.step(memory, s, value, evaluate)
+            new, memory = solver.step(memory, self.without_padding(s), self.without_padding(value), evaluate)
+            return self.with_padding(new, value), memory
 
     finish_evaluations: int = 1
     """How often `finish` evaluates G."""
@@ -65,6 +69,11 @@ class Map(ABC):
 
     def without_padding(self, s: Tensor) -> Tensor:
         """Return a state, or a difference of states, (B, N), with 0 in the place of what is padding."""
+        return s
+
+    def with_padding(self, s: Tensor, other: Tensor) -> Tensor:
+        """Return a state (B, N) with another's padding in the place of its own."""
+        del other
         return s
 
     def norm(self, s: Tensor) -> Tensor:
