@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchcbl.adapters import Attending, bind
+from torchcbl.adapters.bounded import Limits, bounds_kept, limits_kept
 from torchcbl.adapters.joining import attending_again
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.layout import write_like
@@ -260,11 +261,12 @@ class LoopMap(Map):
     def checkpointing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Put everything in place again for a step that is computed twice, without feeding statistics twice."""
         self.statistics.note()
-        return nullcontext(), _Again(self._repeating)
+        return nullcontext(), _Again(functools.partial(self._repeating, limits_kept()))
 
     @contextmanager
-    def _repeating(self) -> Iterator[None]:
-        with self.statistics.restored(), self.cut.session(), attending_again(self.tokens):
+    def _repeating(self, limits: Limits) -> Iterator[None]:
+        bounds = bounds_kept(limits)
+        with self.statistics.restored(), self.cut.session(), attending_again(self.tokens), bounds:
             yield
 
 

@@ -157,18 +157,43 @@ def test_training_the_backbone_keeps_the_bound(kind: str) -> None:
     assert losses[-1] < losses[0]
 
 
+LARGE = torch.randn(2, 3, 40, 40).double()
+
+
 def test_other_shapes_of_input_keep_the_bound() -> None:
     net = build("gates")
-    large = torch.randn(2, 3, 40, 40).double()
-    for x in (X, large, X):
+    for x in (X, LARGE, X):
         report = cbl.contraction(net, x)
         assert report.certified is not None
         assert (report.certified <= 0.8).all()
     limits = {}
-    for name, x in (("small", X), ("large", large)):
+    for name, x in (("small", X), ("large", LARGE)):
         net(x)
         limits[name] = [m.limit for m in net.adapters.modules() if isinstance(m, BoundedLinear)]
     assert limits["small"] != limits["large"]
+
+
+def test_a_call_keeps_its_limits_whatever_shapes_come_meanwhile() -> None:
+    net = build("gates")
+    with torch.no_grad(), net.mapped(Call((X,))) as g:
+        s = g.prepare()
+        expected = g(s).value
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(net, LARGE).result()
+        net(LARGE)
+        assert torch.equal(g(s).value, expected)
+
+
+def test_a_step_that_is_computed_again_keeps_its_limits() -> None:
+    net = build("gates")
+    expected = gradients(net, "bptt")
+    net.zero_grad()
+    loss = net.refine(X, gradient="checkpointed").output.square().sum()
+    net(LARGE)
+    loss.backward()
+    for one, parameter in zip(expected, net.adapter_parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, one, rtol=1e-12, atol=0)
 
 
 def test_dropout_in_training_counts() -> None:

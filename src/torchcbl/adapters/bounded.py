@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -28,7 +28,8 @@ class BoundedLinear(nn.Linear):
 
     Args:
         linear: The layer whose parameters it takes.
-        limit: The largest norm, above 0; `inf` for none.
+        limit: The largest norm, above 0; `inf` for none. In a loop, that of the latest call; a call that is under way
+            keeps its own, whatever others have set since (`bounds_kept`).
     """
 
     def __init__(self, linear: nn.Linear, limit: float) -> None:
@@ -40,7 +41,7 @@ class BoundedLinear(nn.Linear):
 
     def bounded_weight(self) -> Tensor:
         """Return W'."""
-        if self.limit == float("inf"):
+        if self._limit_now() == float("inf"):
             return self.weight
         exact = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         if torch.compiler.is_compiling() or in_transform():  # where a tensor stands for others
@@ -50,8 +51,14 @@ class BoundedLinear(nn.Linear):
         norm, slope = self._kept("norm", lambda: _norm_and_slope(exact.detach()))
         return self._scaled(_Norm.apply(exact, norm, slope))  # type: ignore[no-untyped-call]
 
+    def _limit_now(self) -> float:
+        """Return the limit of the call that this thread is in, where there is one and no compiled program."""
+        if torch.compiler.is_compiling():
+            return self.limit
+        return limits_kept().get(self, self.limit)
+
     def _scaled(self, norm: Tensor) -> Tensor:
-        limit = self.limit * (1 - max(_MARGIN, 2 * torch.finfo(self.weight.dtype).eps))
+        limit = self._limit_now() * (1 - max(_MARGIN, 2 * torch.finfo(self.weight.dtype).eps))
         return self.weight * (limit / norm.clamp(min=limit)).to(self.weight.dtype)
 
     def _kept(self, name: str, compute: Callable[[], T]) -> T:
@@ -59,7 +66,7 @@ class BoundedLinear(nn.Linear):
         known = getattr(_thread, "known", None)
         if known is None or self.weight.is_inference():  # which has no version
             return compute()
-        key, now = (self, name), (self.weight._version, self.weight.data_ptr(), self.limit)
+        key, now = (self, name), (self.weight._version, self.weight.data_ptr(), self._limit_now())
         if key not in known or known[key][0] != now:
             with torch.inference_mode(False), torch.no_grad():  # it may be used in another mode than this
                 known[key] = now, compute()
@@ -75,14 +82,24 @@ class BoundedLinear(nn.Linear):
         return f"{super().extra_repr()}, limit={self.limit:.3g}"
 
 
+Limits = Mapping[BoundedLinear, float]
+
+
 @contextlib.contextmanager
-def bounds_kept() -> Iterator[None]:
-    """Compute what bounds each weight once for as long as this is open in this thread."""
-    outer, _thread.known = getattr(_thread, "known", None), {}
+def bounds_kept(limits: Limits | None = None) -> Iterator[None]:
+    """Compute what bounds each weight once for as long as this is open in this thread, and by these limits if given."""
+    outer = getattr(_thread, "known", None), limits_kept()
+    _thread.known, _thread.limits = {}, limits or {}
     try:
         yield
     finally:
-        _thread.known = outer
+        _thread.known, _thread.limits = outer
+
+
+def limits_kept() -> Limits:
+    """Return the limits that hold in this thread for layers whose own are those of the latest call."""
+    found: Limits = getattr(_thread, "limits", {})
+    return found
 
 
 def _norm(weight: Tensor) -> Tensor:

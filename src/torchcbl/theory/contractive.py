@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from torchcbl.adapters.bounded import BoundedLinear, bounds_kept
+from torchcbl.adapters.bounded import BoundedLinear, Limits, bounds_kept
 from torchcbl.arguments import check_loop
 from torchcbl.backbone.calls import Call, synthesise
 from torchcbl.eager import uncompiled
@@ -107,36 +108,47 @@ def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
 @contextmanager
 def held(net: ContextLoop, call: Call) -> Iterator[None]:
     """Hold a contractive loop to its bound for the further steps of a call, each norm computed but once."""
-    hold(net, call)
-    with bounds_kept():
+    with bounds_kept(hold(net, call)):
         yield
 
 
 @uncompiled
-def hold(net: ContextLoop, call: Call) -> None:
-    """Set the limits of a contractive loop's adapters anew where the backbone or the shapes of its input changed.
+def hold(net: ContextLoop, call: Call) -> Limits:
+    """Return the limits of a loop's adapters, and set them anew where the backbone or the shapes of its input changed.
 
     Raises:
         ValueError: There is no bound for this call.
     """
     bound = net.bound
     if bound is None or torch.compiler.is_compiling():  # an export keeps the limits that there are
-        return
+        return {}
     _check_norms(net)
     now = _valid_for(net, call)
-    if now == bound.valid_for:
-        return
+    with _SETTING:
+        if now != bound.valid_for:
+            _set_limits(net, call)
+            bound.valid_for = now
+        return {layer: layer.limit for adapter in net.adapters.values() for layer in _reading_z(adapter)}
+
+
+_SETTING = threading.RLock()
+"""A call of another shape in another thread sets other limits."""
+
+
+def _reading_z(adapter: nn.Module) -> list[BoundedLinear]:
+    return [layer for layer in adapters.held_layers(adapter)[0].values() if isinstance(layer, BoundedLinear)]
+
+
+def _set_limits(net: ContextLoop, call: Call) -> None:
     try:
         amplified = _amplifications(net, call)
     except NoBoundError as error:
         raise ValueError(f"this loop is made contractive, which it cannot be in this call: {error}.") from error
     for adapter, amplification in zip(net.adapters.values(), amplified, strict=True):
         limit = 1.0 / (len(amplified) * amplification) if amplification > 0 else _NO_LIMIT
-        layers = adapters.held_layers(adapter)[0].values()
+        layers = _reading_z(adapter)
         for layer in layers:
-            assert isinstance(layer, BoundedLinear)
             layer.limit = limit ** (1.0 / len(layers))
-    bound.valid_for = now
 
 
 def _amplifications(net: ContextLoop, call: Call) -> list[float]:
