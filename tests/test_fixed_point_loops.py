@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
@@ -73,6 +74,35 @@ def test_low_precision_and_autocast(solver: str, gradient: str) -> None:
     loss.backward()
     for module in (half, single):
         assert all(bool(p.grad.isfinite().all()) for p in module.parameters() if p.grad is not None)
+
+
+class Wide(nn.Module):
+    """y in float32, whatever the hidden states are in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(6, 16), nn.Linear(16, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.high(torch.tanh(self.low(x)))
+        return y.float()
+
+
+@pytest.mark.parametrize("adjoint", ["anderson", "broyden"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_adjoint_is_solved_as_far_as_rounding_lets_it(autocast: bool, adjoint: str) -> None:
+    x = batch("mlp").float()
+    single = awaken(cbl.ContextLoop(Wide(), "low", x, "additive", cbl.Context(dim=48), steps=20)).eval()
+    net = copy.deepcopy(single) if autocast else copy.deepcopy(single).bfloat16()
+    found = []
+    for loop in (single, net):
+        x = x.to(next(loop.parameters()).dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and loop is net), warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            y = loop.refine(x, gradient=Implicit(adjoint=adjoint)).output
+            y.square().sum().backward()
+        found.append(torch.cat([p.grad.float().flatten() for p in loop.parameters()]))  # type: ignore[union-attr]
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.05
 
 
 @pytest.mark.parametrize(("solver", "backend"), [("picard", "eager"), ("newton", "eager"), ("anderson", "aot_eager")])

@@ -85,7 +85,8 @@ class Tolerance(Halting):
         ||G(s) - s|| <= residual * ||G(s)||
 
     Args:
-        residual: Above 0. In float32 not below about 1e-6, in bfloat16 not below 1e-2: rounding never lets it through.
+        residual: Above 0. In float32 not below about 1e-6, in bfloat16 not below 1e-2: rounding may never let it
+            through (`rounding_floor`).
 
     Raises:
         ValueError: It is not above 0.
@@ -108,6 +109,16 @@ class Tolerance(Halting):
     def tolerance(self) -> float:
         """The residual itself."""
         return self.residual
+
+
+def rounding_floor(*dtypes: torch.dtype) -> float:
+    """Return the relative residual below which rounding may let no sample get: two units of the lowest precision.
+
+    Example:
+        >>> rounding_floor(torch.float32, torch.bfloat16)
+        0.015625
+    """
+    return max(2 * torch.finfo(dtype).eps for dtype in dtypes)
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,7 @@ class LoopMap(Map):
         self.answer_is_s = not self.in_z and self.first.returned is self.output
         self.finish_evaluations = 0 if self.answer_is_s else 1
         self.resume_evaluations = 1 if self.in_z and self.first.source is not None else 0
+        self.dtypes = tuple(h.dtype for h in self.first.states)
         self.padding = self._find_padding()
         return self.pack(state, y)
 

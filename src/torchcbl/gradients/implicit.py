@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchcbl.checks import check_above_zero, check_count
 from torchcbl.gradients.base import Gradient, Problem, attach
-from torchcbl.halting import Tolerance
+from torchcbl.halting import Tolerance, rounding_floor
 from torchcbl.refinement import Status, is_finite
 from torchcbl.solvers import SOLVERS, FunctionMap, Solver, find_solver, iterate
 from torchcbl.solvers.iteration import Trace
@@ -33,7 +33,8 @@ class Implicit(Gradient):
 
     Args:
         adjoint: "auto" (exact up to N = 32, else Anderson), "exact", or a solver by name or object.
-        tolerance: Relative residual to which a solver takes the adjoint.
+        tolerance: Relative residual to which a solver takes the adjoint; no smaller than rounding allows, two units of
+            the lowest precision among y and the hidden states: 1.6e-2 in bfloat16, under autocast too.
         steps: At most so many steps of that solver; a warning says when they were not enough.
         order: How often the answer may be differentiated. 1 for training; 2 (or more) for gradients of gradients, for
             one more evaluation each, exact adjoint only.
@@ -84,14 +85,15 @@ class Implicit(Gradient):
                 f"adjoint={self.adjoint!r}: pass adjoint='exact', make the context smaller, or use gradient='bptt'."
             )
         s = trace.value.detach().requires_grad_()
-        value = problem.g(s, problem.steps).value
+        value, output, _ = problem.g(s, problem.steps)
         trace.evaluations = trace.evaluations + 1
         if not _depends_on_others(value, s):
             return trace
         if self.order > 1:
             trace.evaluations = trace.evaluations + self.order
             return attach(trace, problem.g, self._by_chords(problem, s, value))
-        solve = self._exact(value, s) if exact else self._by_solver(value, s)
+        tolerance = max(self.tolerance, rounding_floor(s.dtype, output.dtype, *problem.g.dtypes))
+        solve = self._exact(value, s) if exact else self._by_solver(value, s, tolerance)
         answer: Tensor = _Attach.apply(value, solve)  # type: ignore[no-untyped-call]
         return attach(trace, problem.g, answer)
 
@@ -120,12 +122,12 @@ class Implicit(Gradient):
 
         return solve
 
-    def _by_solver(self, value: Tensor, s: Tensor) -> Adjoint:
+    def _by_solver(self, value: Tensor, s: Tensor, tolerance: float) -> Adjoint:
         solver = find_solver("anderson" if self.adjoint == "auto" else self.adjoint)
 
         def solve(v: Tensor) -> Tensor:
             g = FunctionMap(lambda u: v + _pull_back(value, s, u), v.shape)
-            trace = iterate(g, v, v, solver, Tolerance(self.tolerance), self.steps, compact=False)
+            trace = iterate(g, v, v, solver, Tolerance(tolerance), self.steps, compact=False)
             failed = (trace.status != Status.converged) & is_finite(v)
             if bool(failed.any()):
                 worst = float(trace.residuals[-1][failed].max())

@@ -66,6 +66,8 @@ class Map(ABC):
     """How often `finish` evaluates G."""
     real: Tensor | None = None
     """Which positions of the outputs are no padding, (B, N) of booleans; None where all count."""
+    dtypes: tuple[torch.dtype, ...] = ()
+    """Which ones G is known to compute in, besides those of the state and the output."""
 
     def without_padding(self, s: Tensor) -> Tensor:
         """Return a state, or a difference of states, (B, N), with 0 in the place of what is padding."""
