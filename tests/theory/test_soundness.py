@@ -264,6 +264,35 @@ def test_states_outside_the_simplex_count() -> None:
             assert "nothing bounds z" in report.reason
 
 
+class Averaging(nn.Module):
+    """Its mask stands in the second place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site, self.head = nn.Linear(5, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        h = self.site(x)
+        return self.head(h + 0.1 * h.mean(1, keepdim=True))
+
+
+def test_a_mask_counts_by_position_as_by_name() -> None:
+    """One real position of 16: the mean over them is that one, not a 16th of it."""
+    mask = torch.ones(2, 16).double()
+    mask[:, 1:] = 0
+    x = torch.randn(2, 16, 5).double() * mask[..., None]
+    bounds = []
+    for example in ((x, mask), {"x": x, "attention_mask": mask}):
+        torch.manual_seed(0)
+        context = cbl.Context(dim=2, per="sample")
+        net = awaken(cbl.ContextLoop(Averaging().double(), "site", example, context=context)).eval()
+        call = Call.from_example(example)
+        bounds.append(Certifier(net, call, at_call=True).bound())
+        with opened(net, call) as space:
+            assert (largest_norm(space.undamped, space.start.detach()) <= bounds[-1]).all()
+    torch.testing.assert_close(bounds[0], bounds[1])
+
+
 def test_hooks_and_maps_of_their_own_are_refused() -> None:
     class Loud(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

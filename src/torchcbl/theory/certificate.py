@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.masks import attention_mask
 from torchcbl.solvers import Picard
 from torchcbl.stages.traced import TracedCut, put_in
 from torchcbl.step_norm import StepStatistics, module_key
@@ -63,7 +64,7 @@ class Certifier:
             )
         self.net, self.cut, self.at_call = net, cut, at_call
         _check_own(net)
-        self.masked = any(name.endswith("attention_mask") for name in call.kwargs)
+        self.masked = attention_mask(net.backbone, call) is not None
         self.site_of = {node: index for index, node in enumerate(self.cut.sites)}
         source = self.cut.source
         self.source = source.name if source is not None else self._output()
