@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchcbl.adapters.bounded import BoundedLinear
 from torchcbl.theory import norms
-from torchcbl.theory.layers import through, through_batch_norm
+from torchcbl.theory.layers import _affine_size, through, through_batch_norm
 from torchcbl.theory.norms import conv_norm, linear_norm
 from torchcbl.theory.reach import NoBoundError, Reach
 
@@ -130,6 +131,15 @@ def test_what_has_no_bound_says_so() -> None:
 
     with pytest.raises(NoBoundError, match="no bound is known for Louder"):
         through(Louder(4, 4), one, (1, 4), (1, 4))
+
+
+def test_sizes_are_bounded_on_the_cpu_wherever_the_weights_are() -> None:
+    with FakeTensorMode():  # it knows devices that this machine has not
+        weight, bias = torch.empty(4, 3, device="cuda"), torch.empty(4, device="cuda")
+        one = torch.tensor([1.0], dtype=torch.float64)
+        size = _affine_size(weight, bias, Reach(one, one))
+    assert size is not None
+    assert size.device.type == "cpu"
 
 
 def test_bounded_linear() -> None:

@@ -88,8 +88,8 @@ def _linear(module: nn.Module, reach: Reach, before: Shape, after: Shape) -> Rea
 def _affine_size(weight: Tensor, bias: Tensor | None, reach: Reach) -> Tensor | None:
     if reach.size is None or not reach.moves:
         return None
-    rows = weight.detach().double().abs().sum(dim=1)
-    shift = 0.0 if bias is None else bias.detach().double().abs()
+    rows = weight.detach().double().abs().sum(dim=1).cpu()
+    shift = 0.0 if bias is None else bias.detach().double().abs().cpu()
     return (reach.size[:, None] * rows + shift).amax(dim=1)
 
 
