@@ -8,7 +8,7 @@ import torch
 from problems import PROBLEMS, Known, affine, gradients, picard, random, run, symmetric, tanh_network, weights
 from torchcbl.fixed_point import fixed_point
 from torchcbl.gradients import Implicit
-from torchcbl.solvers import SOLVERS, Anderson, Newton, Picard
+from torchcbl.solvers import SOLVERS, Anderson, Newton, Picard, Trace, iterate
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -60,6 +60,19 @@ def test_implicit_warns_where_the_adjoint_is_not_solved() -> None:
         assert all(bool(one.isfinite().all()) for one in found)
         a, v = singular.theta[0][0], weights(singular)[0]
         torch.testing.assert_close(found[1][0], v + a @ v if rule.order > 1 else v)
+
+
+def test_an_adjoint_keeps_none_of_its_iterates(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[Trace] = []
+
+    def noted(*args: object, **options: object) -> Trace:
+        traces.append(iterate(*args, **options))  # type: ignore[arg-type]
+        return traces[-1]
+
+    monkeypatch.setattr("torchcbl.gradients.implicit.iterate", noted)
+    gradients(symmetric(), Implicit(adjoint="picard"), Newton())
+    assert len(traces[0].residuals) > 20
+    assert len(traces[0].outputs) == 1
 
 
 @pytest.mark.parametrize("adjoint", ["picard", "anderson", "broyden"])

@@ -12,7 +12,7 @@ from subject import awaken
 from torchcbl.adapters import Adapter
 from torchcbl.halting import Never
 from torchcbl.lab.networks import StandardCNN
-from torchcbl.solvers import Picard
+from torchcbl.solvers import Picard, Trace, iterate
 
 
 def linear_loop(steps: int = 3, **options: object) -> tuple[cbl.ContextLoop, Tensor, Tensor]:
@@ -281,6 +281,21 @@ def test_a_sample_that_is_not_finite_is_told_apart(adapter: str) -> None:
     assert report.spectral_norm.isnan().tolist() == [False, False, True, False]
     backbone[1].weight.data[0, 0] = torch.nan
     assert cbl.contraction(net, x, steps=2).reason == "a weight is not finite ('1'): put the sites above it"
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_no_iterate_is_kept(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[Trace] = []
+
+    def noted(*args: object, **options: object) -> Trace:
+        traces.append(iterate(*args, **options))  # type: ignore[arg-type]
+        return traces[-1]
+
+    monkeypatch.setattr("torchcbl.theory.contraction.iterate", noted)
+    net, x, _ = linear_loop(alpha=alpha)
+    cbl.contraction(net, x, steps=20)
+    assert [len(trace.outputs) for trace in traces] == [1, 1]
+    assert len(traces[0].moved) == 20
 
 
 def test_inference_mode() -> None:

@@ -127,7 +127,8 @@ class Implicit(Gradient):
 
         def solve(v: Tensor) -> Tensor:
             g = FunctionMap(lambda u: v + _pull_back(value, s, u), v.shape)
-            trace = iterate(g, v, v, solver, Tolerance(tolerance), self.steps, compact=False)
+            options = {"compact": False, "keep_outputs": False}
+            trace = iterate(g, v, v, solver, Tolerance(tolerance), self.steps, **options)
             failed = (trace.status != Status.converged) & is_finite(v)
             if bool(failed.any()):
                 worst = float(trace.residuals[-1][failed].max())

@@ -183,7 +183,8 @@ def contraction(
     with torch.inference_mode(False):
         call = Call(args, kwargs).detached()
     with opened(net, call) as space, torch.no_grad():
-        run = iterate(FunctionMap(space.step, space.start.shape), space.start, space.start, Picard(), Never(), steps)
+        g, start = FunctionMap(space.step, space.start.shape), space.start
+        run = iterate(g, start, start, Picard(), Never(), steps, keep_outputs=False)
         found = _polish(space, run)
         settled = found.status == Status.converged
         only_run = ~settled & (run.status == Status.converged)
@@ -221,7 +222,7 @@ def _polish(space: Space, run: Trace) -> Trace:
     g, alpha = (space.step, 0.0) if space.departure else (space.undamped, space.alpha)  # a damped step hides residuals
     solver: Solver = Newton() if start.shape[1] <= _NEWTON_UP_TO else Anderson(memory=10, damping=alpha)
     tolerance = Tolerance(max(50 * torch.finfo(start.dtype).eps, 1e-12))
-    return iterate(FunctionMap(g, start.shape), start, start, solver, tolerance, 100, compact=False)
+    return iterate(FunctionMap(g, start.shape), start, start, solver, tolerance, 100, compact=False, keep_outputs=False)
 
 
 def _errors(space: Space, point: Tensor, steps: int) -> Tensor:

@@ -77,7 +77,7 @@ def jacobian_penalty(
     ):  # fused attention has no double backward
         start = g.prepare()
         with torch.no_grad():
-            run = iterate(g, start, g.output, Picard(), Never(), steps - 1, compact=False)
+            run = iterate(g, start, g.output, Picard(), Never(), steps - 1, compact=False, keep_outputs=False)
         s = run.value.detach().requires_grad_()
         value = g(s, steps).value
         total = value.new_zeros(())
