@@ -161,6 +161,20 @@ def test_a_detached_context_has_one_gradient_whatever_the_rule(rule: Gradient, a
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_state_that_depends_on_no_parameter_leaves_its_gradient_to_y(order: int) -> None:
+    net, x = copy.deepcopy(built("mlp", "traced", dim=3)), batch("mlp")
+    net.context.detach = True
+    net.context.requires_grad_(False)  # z = g(y), and y has no gradient
+    unrolled = net.refine(x, steps=80)
+    solved = net.refine(x, steps=80, gradient=Implicit(order=order), halting=Tolerance(1e-12))
+    torch.testing.assert_close(solved.output, unrolled.output, rtol=1e-9, atol=1e-10)
+    parameters = [*net.backbone.parameters(), *net.adapters.parameters()]
+    for one, other in zip(*(torch.autograd.grad(r.output.pow(3).sum(), parameters) for r in (solved, unrolled)),
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
 def truncated_by_hand(net: cbl.ContextLoop, x: torch.Tensor, steps: int, k: int, damping: float) -> torch.Tensor:
     """y_T, cut off from all that is before the z = g(.) of step T - k + 1."""
     low, high, head = net.backbone[:2], net.backbone[2:4], net.backbone[4]

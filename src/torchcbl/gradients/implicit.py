@@ -87,8 +87,8 @@ class Implicit(Gradient):
         s = trace.value.detach().requires_grad_()
         value, output, _ = problem.g(s, problem.steps)
         trace.evaluations = trace.evaluations + 1
-        if not _depends_on_others(value, s):
-            return trace
+        if not _depends_on_others(value, s):  # so that s* is the same for all parameters, and y may not be
+            return attach(trace, problem.g, value.detach()) if _depends_on_others(output, s) else trace
         if self.order > 1:
             trace.evaluations = trace.evaluations + self.order
             return attach(trace, problem.g, self._by_chords(problem, s, value))
