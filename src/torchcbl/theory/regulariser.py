@@ -43,8 +43,9 @@ def jacobian_penalty(
         **kwargs: What the loop is called with by keyword.
 
     Returns:
-        The penalty, a scalar with gradients to all that the last step used (none under `torch.no_grad`). Besides
-        y_0 it costs T - 1 evaluations without gradients, one with, and a double backward pass for each probe.
+        The penalty, a scalar with gradients to all that the last step used (none under `torch.no_grad` and
+        `torch.inference_mode`). Besides y_0 it costs T - 1 evaluations without gradients, one with, and a double
+        backward pass for each probe.
 
     Raises:
         ValueError: `probes` is below 1.
@@ -69,11 +70,12 @@ def jacobian_penalty(
     steps = max(1, net.config.steps)
     wanted = torch.is_grad_enabled()
     with (
+        torch.inference_mode(False),
         torch.enable_grad(),
         buffers_kept(net),
         sdpa_kernel(SDPBackend.MATH),
         linearising(),
-        net.mapped(call) as g,
+        net.mapped(call if wanted else call.detached()) as g,  # autograd saves no tensor of inference mode
     ):  # fused attention has no double backward
         start = g.prepare()
         with torch.no_grad():
