@@ -20,7 +20,7 @@ from torchcbl.backbone.calls import Call
 from torchcbl.backbone.layout import write_like
 from torchcbl.backbone.masks import RealPositions, attention_mask
 from torchcbl.eager import uncompiled
-from torchcbl.gradients import Problem
+from torchcbl.gradients.base import Problem, without_gradients
 from torchcbl.refinement import Path, move, norm
 from torchcbl.schedules import Psi, State, find_schedule
 from torchcbl.settings import Settings
@@ -222,7 +222,7 @@ class LoopMap(Map):
             return early.value
         made_from: Tensor | None = early.output
         if self.first.source is not None:  # which the iteration has not kept
-            with torch.no_grad(), self.statistics.restored():
+            with without_gradients(), self.statistics.restored():
                 z, hidden = self.unpack(early.point)
                 steps = early.steps if len(early.steps) else 1
                 made_from = self.step(z, State(None, None, hidden), steps).source

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +76,18 @@ class Gradient(ABC):
     @abstractmethod
     def differentiate(self, problem: Problem) -> Trace:
         """Iterate with gradients, at least one step."""
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Compute without gradients what is computed with them afterwards.
+
+    Autocast keeps the weights that it has cast; torch before its pull request 165068 also those without their graph,
+    which would have no gradient afterwards.
+    """
+    with torch.no_grad():
+        yield
+    torch.clear_autocast_cache()
 
 
 def attach(trace: Trace, g: Map, s: Tensor) -> Trace:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchcbl.checks import check_above_zero, check_count
-from torchcbl.gradients.base import Gradient, Problem, attach
+from torchcbl.gradients.base import Gradient, Problem, attach, without_gradients
 from torchcbl.halting import Tolerance, rounding_floor
 from torchcbl.refinement import Status, is_finite
 from torchcbl.solvers import SOLVERS, FunctionMap, Solver, find_solver, iterate
@@ -75,7 +75,7 @@ class Implicit(Gradient):
 
     def differentiate(self, problem: Problem) -> Trace:
         """Iterate without gradients, then attach the theorem's gradient to the answer."""
-        with torch.no_grad():
+        with without_gradients():
             trace = problem.iterate()
         size = problem.start.shape[1]
         exact = self.adjoint == "exact" or (self.adjoint == "auto" and size <= _EXACT_UP_TO)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from torchcbl.checks import check_count, check_fraction
-from torchcbl.gradients.base import Gradient, Problem, attach
+from torchcbl.gradients.base import Gradient, Problem, attach, without_gradients
 from torchcbl.solvers.iteration import Trace
 
 
@@ -47,7 +47,7 @@ class Phantom(Gradient):
 
     def differentiate(self, problem: Problem) -> Trace:
         """Iterate without gradients, then take k damped steps with them."""
-        with torch.no_grad():
+        with without_gradients():
             trace = problem.iterate()
         s = trace.value.detach()
         for _ in range(self.steps):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torchcbl.checks import check_count
-from torchcbl.gradients.base import Gradient, Problem
+from torchcbl.gradients.base import Gradient, Problem, without_gradients
 from torchcbl.halting import Never
 from torchcbl.refinement import Status
 from torchcbl.solvers.base import Evaluation, Map, Memory, Solver
@@ -122,7 +122,7 @@ class Truncated(Gradient):
         """Iterate T - k steps without gradients and k with."""
         if self.steps >= problem.steps:
             return problem.iterate()
-        with torch.no_grad():
+        with without_gradients():
             early = problem.iterate(problem.steps - self.steps)
         solver = problem.solver if isinstance(problem.solver, Picard) else Picard()
         start, _ = solver.step((), early.point, problem.g.resume(early), lambda s: s)

@@ -12,6 +12,7 @@ from torchcbl.arguments import check_loop
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.language import without_cache
 from torchcbl.checks import check_count
+from torchcbl.gradients.base import without_gradients
 from torchcbl.halting import Never
 from torchcbl.solvers import Picard, iterate
 from torchcbl.solvers.jacobian import linearising
@@ -78,7 +79,7 @@ def jacobian_penalty(
         net.mapped(call if wanted else call.detached()) as g,  # autograd saves no tensor of inference mode
     ):  # fused attention has no double backward
         start = g.prepare()
-        with torch.no_grad():
+        with without_gradients():
             run = iterate(g, start, g.output, Picard(), Never(), steps - 1, compact=False, keep_outputs=False)
         s = run.value.detach().requires_grad_()
         value = g(s, steps).value
