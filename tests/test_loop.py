@@ -8,6 +8,7 @@ import functools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import torchcbl as cbl
 from backbones import CASES, BranchingCnn, Mlp, ResidualCnn
@@ -371,3 +372,20 @@ def test_sites_of_every_case_are_listed() -> None:
 def test_an_example_of_zeros_is_no_reason_to_call_a_gate_dead() -> None:
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
     assert loop(backbone, ["1"], torch.zeros(2, 3, 8, 8), adapter="gate").audit().dead == ()
+
+
+class OtherDefaultDevice(TorchFunctionMode):
+    """As `torch.set_default_device("cuda")`: what is drawn without a named device is not for a generator of the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not None and kwargs.get("device") is None:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        return func(*args, **kwargs)
+
+
+def test_another_default_device_draws_none_of_the_noise() -> None:
+    x = torch.randn(2, 5, 6)  # one y per position, so that causality is looked at too
+    with OtherDefaultDevice():
+        net = cbl.ContextLoop(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), "1", x)
+        assert net.audit().dead == ()

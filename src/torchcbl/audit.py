@@ -17,6 +17,7 @@ from torchcbl.backbone.calls import Call, evaluating, synthesise
 from torchcbl.backbone.causality import check_causal
 from torchcbl.backbone.language import without_cache
 from torchcbl.backbone.observation import Unfused
+from torchcbl.backbone.probing import noise_like
 from torchcbl.schedules import Psi, find_schedule
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def audit_at_random(net: ContextLoop, known: Audit) -> Audit:
     with torch.no_grad():
         for seed, parameter in enumerate(twin.backbone.parameters()):
             if parameter.is_floating_point():
-                parameter.add_(0.1 * _noise(parameter, seed))
+                parameter.add_(0.1 * noise_like(parameter, seed))
     return replace(known, adapters=_audit_adapters(twin, synthesise(net.config.example, twin.backbone)))
 
 
@@ -269,7 +270,7 @@ def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.M
     with torch.enable_grad():
         probes_in = [probed(i, adapter) for i, adapter in enumerate(adapters)]
         output = net.run(call.detached(), steps, probes_in).outputs[-1]
-        projection = (output * _noise(output, seed=0)).sum()
+        projection = (output * noise_like(output, seed=0)).sum()
         gradients = []
         for index, adapter in enumerate(adapters):
             wanted: list[Tensor] = [p for p in adapter.parameters() if p.requires_grad] or [probes[index]]
@@ -284,15 +285,10 @@ def _perturbed(adapter: nn.Module) -> Psi:
     twin = copy.deepcopy(adapter)
     parameters = list(twin.parameters())
     for seed, parameter in enumerate(parameters):
-        parameter.add_(_noise(parameter, seed))
+        parameter.add_(noise_like(parameter, seed))
     if parameters:
         return twin
-    return lambda h, z: (refined := adapter(h, z)) + _noise(refined, seed=0)
-
-
-def _noise(like: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator).to(like)
+    return lambda h, z: (refined := adapter(h, z)) + noise_like(refined, seed=0)
 
 
 def _largest(tensor: Tensor) -> float:

@@ -173,5 +173,6 @@ def _make_value(value: Mapping[str, object], generator: torch.Generator, backbon
         return torch.full(shape, fill, dtype=described, device=device)
     if described.is_complex or any(parameter.dtype == described for parameter in backbone.parameters()):
         dtype = described
-    made = torch.randn(shape, generator=generator, dtype=torch.complex64 if described.is_complex else None)
+    drawn_in = torch.complex64 if described.is_complex else None
+    made = torch.randn(shape, generator=generator, dtype=drawn_in, device="cpu")  # whatever torch's default device is
     return made.to(device=device, dtype=dtype)

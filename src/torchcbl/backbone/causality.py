@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchcbl.backbone.calls import Call, evaluating
 from torchcbl.backbone.layout import Layout
 from torchcbl.backbone.observation import eagerly
+from torchcbl.backbone.probing import noise_like
 from torchcbl.backbone.site import Site
 from torchcbl.schedules import Psi
 
@@ -108,7 +109,7 @@ def _change(value: object, begin: int) -> object:
     """Put other tokens, or noise, from position `begin` on."""
     assert isinstance(value, Tensor)
     if value.is_floating_point():
-        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+        noise = noise_like(value, seed=0)
         noise[:, :begin] = 0
         return value + noise
     other = torch.where(value == 0, 1, 0).to(value.dtype)  # which any vocabulary has
