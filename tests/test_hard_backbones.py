@@ -685,3 +685,22 @@ def test_buffers_that_forward_replaces_are_the_same_tensors_after_building() -> 
     cbl.ContextLoop(backbone, "0", torch.randn(2, 4))
     assert backbone[1].count is count
     assert int(count) == 0
+
+
+class PaddedEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.head(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+
+
+def test_a_frozen_encoder_with_padding() -> None:
+    backbone = PaddedEncoder().requires_grad_(False).eval()
+    x, padding = torch.randn(2, 5, 6), torch.zeros(2, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    net = cbl.ContextLoop(backbone, "encoder.layers.0", (x, padding))
+    assert net.sites[0].shape == (2, 5, 6), "torch's fused path has no shape to tell"
+    torch.testing.assert_close(net(x, padding), backbone(x, padding))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchcbl.backbone.calls import Call, evaluating
 from torchcbl.backbone.layout import Key, Layout, find_layout
 from torchcbl.backbone.names import not_found, submodules
-from torchcbl.backbone.observation import eagerly
+from torchcbl.backbone.observation import Unfused, eagerly
 from torchcbl.backbone.site import Placed, build_sites
 from torchcbl.context import Context, ContextMap
 from torchcbl.stages import Plan
@@ -29,7 +29,7 @@ def find_output(backbone: nn.Module, call: Call, key: Key | None) -> tuple[Layou
         ValueError: There is no such key, or y has not the shape of an output.
         TypeError: The backbone returns no tensor.
     """
-    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly():
+    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly(), Unfused():
         returned = call.detached().run(backbone)
     name = type(backbone).__name__
     try:

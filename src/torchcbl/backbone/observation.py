@@ -53,7 +53,7 @@ def observe(backbone: nn.Module, names: Sequence[str], call: Call) -> dict[str, 
         if name and not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
-        with torch.inference_mode(False), torch.enable_grad(), evaluating(backbone), eagerly():
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(backbone), eagerly(), Unfused():
             call.run(backbone)
     finally:
         for handle in handles:
@@ -79,7 +79,7 @@ def channel_follows(backbone: nn.Module, name: str, layout: Layout, leaf: nn.Mod
         backbone.get_submodule(name).register_forward_hook(lambda _, __, output: hidden.append(layout.read(output))),
     ]
     try:
-        with torch.inference_mode(False), torch.enable_grad(), evaluating(backbone), eagerly():
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(backbone), eagerly(), Unfused():
             call.detached().run(backbone)
     finally:
         for handle in handles:
@@ -104,7 +104,10 @@ def eagerly() -> Iterator[None]:
 
 
 class Unfused(TorchFunctionMode):
-    """Switch off torch's fused inference paths (of `nn.TransformerEncoder`), as any mode that sees functions does."""
+    """Switch off torch's fused inference paths (of `nn.TransformerEncoder`), as any mode that sees functions does.
+
+    They compute what a submodule returns elsewhere, or return nested tensors, which have no shape.
+    """
 
     def __torch_function__(
         self,
