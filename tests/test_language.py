@@ -281,6 +281,42 @@ def test_prompts_padded_on_the_left(name: str) -> None:
     assert torch.equal(generated[:, 3:], net.generate(ids, **options))
 
 
+class Greedy(nn.Module):
+    """Generates as a language model does, token by token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 16), nn.Linear(16, 50)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embed(ids))
+
+    def generate(self, ids: Tensor, use_cache: bool = True) -> Tensor:
+        for _ in range(NEW):
+            ids = torch.cat([ids, self(ids)[:, -1].argmax(-1, keepdim=True)], dim=1)
+        return ids
+
+
+@torch.no_grad()
+def test_generation_of_a_model_with_a_forward_of_its_own() -> None:
+    backbone = Greedy()
+    net = awaken(cbl.ContextLoop(backbone, "embed", IDS, cut="replayed")).eval()
+    calls: list[Tensor] = []
+
+    def doubled(ids: Tensor) -> Tensor:
+        calls.append(ids)
+        return 2 * Greedy.forward(backbone, ids)
+
+    backbone.forward = doubled  # as `model.forward = torch.compile(model.forward)` does
+    expected = IDS
+    for _ in range(NEW):
+        expected = torch.cat([expected, net(expected)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    generated, seen = net.generate(IDS), len(calls)
+    assert not torch.equal(expected, backbone.generate(IDS)), "feedback has changed no token, so this shows nothing"
+    assert torch.equal(generated, expected)
+    assert seen == 2 * NEW * (net.steps + 1), "the loop has run another forward than the backbone's own"
+
+
 def test_caches_are_refused() -> None:
     net, ids = causal("GPT-2"), MODELS["GPT-2"].batch(2)["input_ids"]
     for how in (net, net.generate):

@@ -45,6 +45,9 @@ def _would_cache(backbone: nn.Module) -> bool:
 def looped(backbone: nn.Module, run: Callable[..., object]) -> nn.Module:
     """Return a stand-in for the backbone, with all its attributes and weights, whose forward is `run`.
 
+    That holds also where the backbone has a forward of its own beside its class's, as torch.compile or accelerate puts
+    it there; the backbone keeps it, and so it is what `run` may call.
+
     The backbone is neither edited nor copied, so other threads may use it meanwhile.
     """
     parameters = inspect.signature(type(backbone).forward).parameters
@@ -54,6 +57,7 @@ def looped(backbone: nn.Module, run: Callable[..., object]) -> nn.Module:
 
     forward.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     stand_in = copy.copy(backbone)
+    vars(stand_in).pop("forward", None)  # which would come before the class's
     stand_in.__class__ = type(type(backbone).__name__, (type(backbone),), {"forward": forward})
     return stand_in
 
