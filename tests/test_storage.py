@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -197,6 +199,37 @@ def test_a_save_that_fails_leaves_the_old_one(
     monkeypatch.undo()
     assert torch.equal(cbl.load(folder, net.backbone)(IMAGES), net(IMAGES))
     assert sorted(path.name for path in folder.iterdir()) == ["adapters.safetensors", "config.json"]
+
+
+def test_a_save_that_fails_at_its_second_file_leaves_the_old_one(
+    net: cbl.ContextLoop, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net.save(folder, include_backbone=True)
+    expected, sync, calls = net(IMAGES), os.fsync, iter(range(2))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+
+    def full(descriptor: int) -> None:
+        if next(calls):
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"could not write .*backbone.safetensors: No space left on device"):
+        net.save(folder, include_backbone=True)
+    monkeypatch.undo()
+    assert torch.equal(cbl.load(folder, ResidualCnn().eval())(IMAGES), expected)
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_who_may_read_a_file_is_left_to_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_atomically(tmp_path / "file.txt", "one")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o600
 
 
 def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:

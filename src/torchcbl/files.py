@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -27,20 +28,29 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         >>> target.read_text()
         '{}'
     """
-    payload = data.encode() if isinstance(data, str) else data
-    temporary: str | None = None
+    write_together({path: data})
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """Write several files as `write_atomically` does one: no file takes its name before all of them are on the disk.
+
+    So a full disk leaves all of the old files. The names are taken in the order given, one right after the other.
+
+    Raises:
+        OSError: As for one file; the message names the one that failed.
+    """
+    temporary: dict[Path, Path] = {}
+    path = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        for path, data in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            _write(temporary[path], data)
+        for path in contents:
+            os.replace(temporary[path], path)
     except BaseException as error:  # Ctrl-C too leaves nothing behind
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        for leftover in temporary.values():
+            leftover.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
         reason = error.strerror or str(error)
@@ -48,7 +58,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             error.errno,
             f"could not write {path}: {reason}; free some space or choose another --out, then run again",
         ) from error
-    sync_folder(path.parent)
+    for folder in dict.fromkeys(path.parent for path in contents):
+        sync_folder(folder)
+
+
+def _write(path: Path, data: bytes | str) -> None:
+    """Write a file that is not there yet, through to the disk; who may read it is left to the umask."""
+    with path.open("xb") as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:

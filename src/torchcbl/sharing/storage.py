@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchcbl.adapters import CUSTOM, AdapterChoice, restore_adapters
 from torchcbl.backbone.calls import synthesise
 from torchcbl.context import Context
-from torchcbl.files import write_atomically
+from torchcbl.files import write_together
 from torchcbl.halting import Halting
 from torchcbl.settings import GradientChoice, SolverChoice
 from torchcbl.sharing.fingerprint import Inventory, check_backbone, differences, inventory, refuse
@@ -33,8 +33,8 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
     """Write a loop to a folder.
 
     `adapters.safetensors` holds adapters, context and the per-step batch statistics; `config.json` holds how the loop
-    was built and a fingerprint of the backbone (each tensor's dtype, shape and digest). Every file is written whole or
-    not at all.
+    was built and a fingerprint of the backbone (each tensor's dtype, shape and digest). A save that fails, as on a full
+    disk, leaves an earlier one as it was.
 
     Args:
         net: The loop.
@@ -50,12 +50,11 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
     target = Path(folder)
     added = added_state(net)
     manifest = make_manifest(net, inventory(added), include_backbone)
-    write_atomically(target / ADDED, _pack(added))
-    if include_backbone:
-        write_atomically(target / BACKBONE, _pack(_tensors(net.backbone)))
-    else:
+    weights = {target / BACKBONE: _pack(_tensors(net.backbone))} if include_backbone else {}
+    described = json.dumps(manifest, indent=1) + "\n"
+    write_together({target / ADDED: _pack(added), **weights, target / CONFIG: described})
+    if not include_backbone:
         (target / BACKBONE).unlink(missing_ok=True)
-    write_atomically(target / CONFIG, json.dumps(manifest, indent=1) + "\n")
 
 
 def load(
