@@ -129,6 +129,12 @@ def test_other_weights_are_refused_by_name(net: cbl.ContextLoop, folder: Path) -
         cbl.load(folder, net.backbone)
 
 
+def test_a_compiled_backbone_is_the_one_it_was_made_from(net: cbl.ContextLoop, folder: Path) -> None:
+    again = cbl.load(folder, torch.compile(net.backbone, backend="eager"))
+    assert again.backbone is net.backbone
+    assert torch.equal(again(IMAGES), net(IMAGES))
+
+
 def test_a_class_is_no_backbone(folder: Path) -> None:
     with pytest.raises(
         TypeError, match="load needs the network to put the loop around, an nn.Module, got the class Mlp"

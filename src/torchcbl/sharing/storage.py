@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcbl.adapters import CUSTOM, AdapterChoice, restore_adapters
+from torchcbl.assembly import unwrap_compiled
 from torchcbl.backbone.calls import synthesise
 from torchcbl.context import Context
 from torchcbl.files import write_together
@@ -107,6 +108,7 @@ def load(
     if not isinstance(given, nn.Module):
         got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
         raise TypeError(f"load needs the network to put the loop around, an nn.Module, got {got}.")
+    backbone = unwrap_compiled(backbone)  # as building a loop does, so that names are those that were saved
     source = Path(folder)
     manifest = read_manifest(source)
     saved, loop = manifest["backbone"], manifest["loop"]
