@@ -93,6 +93,12 @@ def test_sites_named_in_another_order_are_refused() -> None:
         cbl.ContextLoop(Mlp(), ["second", "first"], X)
 
 
+def test_a_site_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="sites names 'first' 2 times: one site has one adapter, name it once"):
+        cbl.ContextLoop(Mlp(), ["first", "second", "first"], X)
+    assert len(cbl.ContextLoop(Mlp(), ["first", "[fs]*"], X).sites) == 2, "a glob may match what is named"
+
+
 def test_observing_leaves_nothing_behind() -> None:
     backbone = ResidualCnn().train()
     buffers = {name: value.clone() for name, value in backbone.named_buffers()}

@@ -119,12 +119,15 @@ def build_sites(backbone: nn.Module, names: Sequence[str], call: Call, channel_d
 
 
 def check_order(patterns: str | Sequence[str], ordered: Sequence[str]) -> None:
-    """Refuse sites that are named one by one in another order than they run in.
+    """Refuse sites that are named one by one in another order than they run in, or more than once.
 
     Raises:
         ValueError: They are.
     """
     named = [] if isinstance(patterns, str) else [name for name in patterns if not is_glob(name)]
+    for name in named:
+        if named.count(name) > 1:
+            raise ValueError(f"sites names '{name}' {named.count(name)} times: one site has one adapter, name it once.")
     rank = {name: index for index, name in enumerate(ordered)}
     for earlier, later in itertools.pairwise(named):
         if rank[earlier] > rank[later]:
