@@ -125,6 +125,68 @@ def test_channel_axis(backbone: nn.Module, site: str, shape: tuple[int, ...], ch
     assert build_sites(nn.Sequential(backbone), [site], call, None)[0].site.channel_dim == channel_dim
 
 
+class Exit(nn.Module):
+    """Returns its features and the logits of an early exit."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(12, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.relu(self.conv(x))
+        return h, self.fc(h.mean((2, 3)))
+
+
+class Scaled(Exit):
+    """Multiplies its features by one number per sample."""
+
+    def __init__(self) -> None:
+        super().__init__(classes=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, scale = super().forward(x)
+        return h * torch.sigmoid(scale)[:, :, None, None]
+
+
+class MixedTokens(nn.Module):
+    """Mixes the tokens, as one half of an MLP-Mixer's block does: its last layer is as wide as there are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(7), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm(x).transpose(1, 2)).transpose(1, 2)
+
+
+class Turned(nn.Module):
+    """Moves the channels to the front at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "channel_dim"),
+    [
+        (Exit(classes=5), (2, 3, 8, 8), 1),
+        (Exit(classes=8), (2, 3, 8, 8), 1),  # as many classes as columns
+        (Scaled(), (2, 3, 8, 8), 1),
+        (MixedTokens(), (2, 6, 7), 2),
+        (Turned(), (2, 6, 7), 1),
+    ],
+)
+def test_the_channel_axis_is_told_by_what_made_the_states(
+    block: nn.Module, shape: tuple[int, ...], channel_dim: int
+) -> None:
+    call = Call((torch.randn(shape),))
+    assert build_sites(nn.Sequential(block), ["0"], call, None)[0].site.channel_dim == channel_dim
+
+
 def test_broadcast_shape() -> None:
     assert cbl.Site("a", (2, 5, 4, 4), 1).broadcast_shape == (-1, 5, 1, 1)
     assert cbl.Site("a", (2, 4, 5), 2).broadcast_shape == (-1, 1, 5)

@@ -1,8 +1,8 @@
-"""The channel axis of a hidden state, told from the module that made it."""
+"""The channel axis of a hidden state, told from the modules that ran before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -20,29 +20,50 @@ def makes_channels(module: nn.Module) -> bool:
     return isinstance(module, FIRST + LAST) or _is_transposed_linear(module)
 
 
-def channel_axis(shape: tuple[int, ...], leaf: nn.Module | None, follows: Callable[[int], bool] | None = None) -> int:
-    """Tell the channel axis of h from the last Conv, Linear, norm, attention or recurrent module inside its site.
+def channel_axis(
+    shape: tuple[int, ...],
+    leaves: Sequence[nn.Module] = (),
+    follows: Callable[[nn.Module, int], bool] | None = None,
+) -> int:
+    """Tell the channel axis of h from the Conv, Linear, norm, attention or recurrent modules that ran before it.
+
+    The latest of them need not have made h, as in a block that also returns the logits of an early exit; so it is the
+    latest whose width is that of the axis it has its channels on. The latest of all may have had its axes moved
+    (ConvNeXt), and has the last word where no width fits.
 
     Args:
         shape: Shape of h, batch first.
-        leaf: That module; None if there is none, whereupon feature maps have channels at 1, sequences last.
-        follows: Asked when sizes alone cannot tell, as where a module moves its axes at the end (ConvNeXt) and a side
-            of h is as long as there are channels: whether index 0 of an axis is made from channel 0 of the leaf alone.
+        leaves: Those modules, in the order in which they finished; where there are none, feature maps have channels at
+            1, sequences last.
+        follows: Asked where several axes fit: whether index 0 of an axis is made from channel 0 of a leaf alone.
 
     Example:
-        >>> channel_axis((2, 16, 8, 8), nn.Conv2d(3, 16, 3)), channel_axis((2, 8, 8, 16), nn.Linear(3, 16))
+        >>> channel_axis((2, 16, 8, 8), [nn.Conv2d(3, 16, 3)]), channel_axis((2, 8, 8, 16), [nn.Linear(3, 16)])
         (1, 3)
-        >>> channel_axis((2, 16, 8, 8), nn.Linear(3, 16))  # the axes were moved after it
+        >>> channel_axis((2, 16, 8, 8), [nn.Linear(3, 16)])  # the axes were moved after it
+        1
+        >>> channel_axis((2, 16, 8, 8), [nn.Conv2d(3, 16, 3), nn.Linear(16, 5)])  # which has made something else
         1
     """
-    last = len(shape) - 1
-    if leaf is None:
+    if not leaves:
         return 1 if len(shape) != 3 else 2
-    usual = channels_of(leaf, len(shape))
-    fitting = [axis for axis in dict.fromkeys((usual, 1, last)) if shape[axis] == _width(leaf)]
-    if len(fitting) > 1 and follows is not None:
-        return next((axis for axis in fitting if follows(axis)), usual)
-    return fitting[0] if fitting else usual
+    fitting = _fitting(shape, leaves)
+    likeliest = fitting[0][1] if fitting else channels_of(leaves[-1], len(shape))
+    if len({axis for _, axis in fitting}) > 1 and follows is not None:
+        return next((axis for leaf, axis in fitting if follows(leaf, axis)), likeliest)
+    return likeliest
+
+
+def _fitting(shape: tuple[int, ...], leaves: Sequence[nn.Module]) -> list[tuple[nn.Module, int]]:
+    """List leaves with axes as long as they are wide, the likeliest first: the usual ones, then others of the last."""
+    usual: dict[int, nn.Module] = {}
+    for leaf in reversed(leaves):
+        axis = channels_of(leaf, len(shape))
+        if shape[axis] == _width(leaf):
+            usual.setdefault(axis, leaf)
+    last = leaves[-1]
+    moved = [(last, axis) for axis in (1, len(shape) - 1) if shape[axis] == _width(last)]
+    return list(dict.fromkeys([*((leaf, axis) for axis, leaf in usual.items()), *moved]))
 
 
 def channels_of(leaf: nn.Module, ndim: int) -> int:

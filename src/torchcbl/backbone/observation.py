@@ -23,7 +23,8 @@ class Observation:
     calls: int = 0
     output: object = None
     order: int = -1
-    leaf: nn.Module | None = None  # the module inside it that ran last and whose kind tells the channel axis
+    leaves: Sequence[nn.Module] = ()  # all modules of the run whose kind tells a channel axis, in order
+    num_leaves: int = 0  # how many of them had finished by then
     had_gradients: bool = True
 
 
@@ -31,17 +32,18 @@ def observe(backbone: nn.Module, names: Sequence[str], call: Call) -> dict[str, 
     """Run the backbone once in eval mode and note when and with what each submodule finished, and if under no_grad."""
     seen = {name: Observation() for name in names}
     clock = 0
-    last_leaf: nn.Module | None = None
+    leaves: list[nn.Module] = []
 
     def note(name: str) -> object:
         def hook(module: nn.Module, _: object, output: object) -> None:
-            nonlocal clock, last_leaf
+            nonlocal clock
             if makes_channels(module):
-                last_leaf = module
+                leaves.append(module)
             if name in seen:
                 observed = seen[name]
                 observed.calls += 1
-                observed.output, observed.order, observed.leaf = output, clock, last_leaf
+                observed.output, observed.order = output, clock
+                observed.leaves, observed.num_leaves = leaves, len(leaves)
                 observed.had_gradients = torch.is_grad_enabled()
             clock += 1
 
@@ -61,7 +63,7 @@ def observe(backbone: nn.Module, names: Sequence[str], call: Call) -> dict[str, 
     return seen
 
 
-def channel_follows(backbone: nn.Module, name: str, layout: Layout, leaf: nn.Module, call: Call, axis: int) -> bool:
+def channel_follows(backbone: nn.Module, name: str, layout: Layout, call: Call, leaf: nn.Module, axis: int) -> bool:
     """Say whether index 0 of an axis of the site's h is made from channel 0 of the leaf's output alone."""
     made: list[Tensor] = []
     hidden: list[Tensor] = []

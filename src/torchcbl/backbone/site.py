@@ -243,9 +243,8 @@ def _place(
     shape = tuple(hidden.shape)
     axis = channel_dim
     if axis is None:
-        leaf = observed.leaf
-        follows = None if leaf is None else partial(channel_follows, backbone, name, layout, leaf, call)
-        axis = channel_axis(shape, leaf, follows)
+        follows = partial(channel_follows, backbone, name, layout, call)
+        axis = channel_axis(shape, observed.leaves[: observed.num_leaves], follows)
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"channel_dim must be a whole number, got {axis!r}.")
     if not -len(shape) < axis < len(shape) or axis % len(shape) == 0:
