@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import random
 import threading
 from collections.abc import Callable
 
@@ -149,6 +150,40 @@ def test_dropout_that_writes_in_place(cut: str) -> None:
     net = cbl.ContextLoop(backbone, "0", X, cut=cut).train()
     outputs = net.refine(X).outputs
     assert torch.equal(outputs[2], outputs[0])
+
+
+class TossedBlock(nn.Module):
+    """A block that a coin drops in training, by hand."""
+
+    def __init__(self, toss: Callable[[], float]) -> None:
+        super().__init__()
+        self.linear, self.toss = nn.Linear(6, 6), toss
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.toss() < 0.3:
+            return x
+        return x + torch.tanh(self.linear(x))
+
+
+@pytest.mark.parametrize("generator", ["torch", "python", "numpy"])
+def test_a_coin_that_drops_blocks_is_tossed_in_every_call_and_held_over_its_steps(generator: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    toss = {"torch": lambda: torch.rand(1).item(), "python": random.random, "numpy": numpy.random.rand}[generator]
+    backbone = nn.Sequential(nn.Linear(6, 6), TossedBlock(toss), TossedBlock(toss), nn.Linear(6, 4))
+    for seed in range(4):  # with some of these no block is dropped while the network is traced
+        torch.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed(seed)
+        net = cbl.ContextLoop(backbone, "0", X).train()
+        assert net.plan.reason == "its forward draws random numbers"
+    runs = [net.refine(X).outputs for _ in range(12)]
+    assert all(torch.equal(y, run[0]) for run in runs for y in run), "a step has tossed again"
+    assert len({run[0][0, 0].item() for run in runs}) > 1, "no call has tossed again"
+
+
+def test_a_network_that_draws_nothing_by_itself_is_traced() -> None:
+    backbone = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 4))
+    assert cbl.ContextLoop(backbone, "0", X).plan.kind == "traced"
 
 
 class DropsWhatIsRead(nn.Module):

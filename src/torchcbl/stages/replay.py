@@ -72,7 +72,7 @@ class Run:
         """Call the backbone with interceptors in place."""
         self.hooks, self.had_gradients = (saved_tensor_hooks(),), torch.is_grad_enabled()
         if self.carry is not None and self.carry.noise is not None:
-            self.noise = HeldNoise(self.carry.noise, generator_states(self.cut.backbone))
+            self.noise = HeldNoise(self.carry.noise, self.carry.noise.now())
         try:
             with self._in_place():
                 output = call.run(self.cut.backbone)
@@ -81,6 +81,8 @@ class Run:
                 self.noise.end()
         if not self.passed:
             raise RuntimeError(self._lost("finished without running its lowest site"))
+        if self.noise_at_start is not None:
+            self.noise_at_start = self.noise_at_start.narrowed()
         if not self.watch:
             self._check_writes()
         return output

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from torchcbl.stages.base import has_hooks
 from torchcbl.stages.checkpointing import within_checkpoint
+from torchcbl.stages.noise import generators_kept
 from torchcbl.step_norm import can_hold, is_dropout
 
 Traced = tuple[fx.Graph, dict[str, fx.Node]]
@@ -63,13 +64,17 @@ def trace(backbone: nn.Module, pattern: tuple[int, tuple[str, ...]], names: Sequ
 
     Raises:
         NotTraceable: torch.fx cannot follow the model, or what it saw may differ from what the model does: other code
-            in train and eval mode, tensors made inside, values kept in attributes, hooks, noise that cannot be held as
-            a dropout's mask is, a checkpointed region, or a compiled part.
+            in train and eval mode, numbers drawn or tensors made inside, values kept in attributes, hooks, noise that
+            cannot be held as a dropout's mask is, a checkpointed region, or a compiled part.
     """
     _check_modules(backbone)
     arguments = _check_arguments(backbone, pattern)
-    with _lock, buffers_kept(backbone):  # torch.fx patches nn.Module while it traces
+    # torch.fx patches nn.Module while it traces
+    with _lock, buffers_kept(backbone), generators_kept(backbone) as states:
         graphs = {mode: _trace_in_mode(backbone, arguments, mode) for mode in (True, False)}
+        draws = states.moved()
+    if draws:  # once, while it was traced, as a coin that drops a block: no node would toss it again
+        raise NotTraceable("its forward draws random numbers")
     training, evaluation = (_listing(graph) for graph, _, _ in graphs.values())
     if training != evaluation:
         raise NotTraceable("its forward does other things in train mode than in eval mode")
