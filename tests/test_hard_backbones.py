@@ -739,3 +739,35 @@ def test_a_frozen_encoder_with_padding() -> None:
     net = cbl.ContextLoop(backbone, "encoder.layers.0", (x, padding))
     assert net.sites[0].shape == (2, 5, 6), "torch's fused path has no shape to tell"
     torch.testing.assert_close(net(x, padding), backbone(x, padding))
+
+
+class Merging(nn.Linear):
+    """Adds its low-rank part to its weight in eval mode and takes it off in train mode, as loralib's layers do."""
+
+    def __init__(self, features: int, out: int) -> None:
+        super().__init__(features, out)
+        self.down, self.up = nn.Parameter(torch.randn(2, features)), nn.Parameter(torch.randn(out, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged is mode:
+            self.weight.data.add_(self.up @ self.down, alpha=-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.merged else y + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cut", ["auto", "replayed"])
+def test_building_merges_no_weights(cut: str, training: bool) -> None:
+    backbone = nn.Sequential(Merging(6, 8), nn.ReLU(), nn.Linear(8, 4)).train(training)
+    weight, expected = backbone[0].weight.clone(), backbone(X)
+    net = cbl.ContextLoop(backbone, "1", X, cut=cut)
+    net.export(X)
+    assert (net.training, backbone[0].merged) == (training, not training)
+    assert torch.equal(backbone[0].weight, weight)
+    assert torch.equal(net(X), expected)

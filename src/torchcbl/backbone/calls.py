@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -96,18 +96,27 @@ def _copy(value: object) -> object:
 
 
 @contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules and every submodule in eval mode and give each its own mode back."""
+def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
+    """Put modules and every submodule in train or eval mode and give each its own mode back.
+
+    The flags alone are set: a `train` or `eval` of a module's own may do more than that, as merging weights, which
+    nothing here could undo bit for bit.
+    """
     modes = [(part, part.training) for module in modules for part in module.modules()]
     for part, mode in modes:
-        if mode:  # setting an attribute of a module takes a while
-            part.training = False
+        if mode is not training:  # setting an attribute of a module takes a while
+            part.training = training
     try:
         yield
     finally:
         for part, mode in modes:
             if part.training is not mode:
                 part.training = mode
+
+
+def evaluating(*modules: nn.Module) -> AbstractContextManager[None]:
+    """Put modules and every submodule in eval mode and give each its own mode back; see `in_mode`."""
+    return in_mode(False, *modules)
 
 
 def describe(call: Call) -> dict[str, object]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from torchcbl.backbone.calls import Call, Example, synthesise
+from torchcbl.backbone.calls import Call, Example, evaluating, synthesise
 from torchcbl.files import write_atomically
 from torchcbl.stages.base import tensors_in
 
@@ -51,20 +51,15 @@ def export_program(
     _check_unrolls(net)
     call = _call(net, example)
     named = _with_named_arguments(net, call)
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
     watch = _Watch(net)
     try:
-        with watch.watching(), torch.no_grad():
+        with evaluating(net), watch.watching(), torch.no_grad():
             shapes = _dynamic_shapes(named, call) if dynamic_batch else None
             return torch.export.export(named, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # what torch.export raises is of many kinds, few of them public
         if watch.culprit is None and not dynamic_batch and not isinstance(error, (RuntimeError, ValueError)):
             raise
         raise ValueError(_explain(net, watch.culprit, dynamic_batch, error)) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def export_onnx(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.calls import Call, evaluating, in_mode
 from torchcbl.backbone.names import submodules
 from torchcbl.backbone.observation import Unfused, eagerly, observe
 from torchcbl.stages.base import Cut, Plan, tensors_in
@@ -174,14 +174,14 @@ def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[s
     """Find writes in place in both modes; what training writes into buffers and takes from the generators is undone."""
     writes = cut.find_writes(call.detached())
     if isinstance(cut, ReplayedCut):
-        with generators_kept(backbone), buffers_kept(backbone):
-            backbone.train()
-            try:
-                writes = {**writes, **cut.find_writes(call.detached())}
-            except ValueError:  # batch norm wants more than one value per channel; such an example shows no more
-                pass
-            finally:
-                backbone.eval()
+        # batch norm wants more than one value per channel; an example without shows no more
+        with (
+            generators_kept(backbone),
+            buffers_kept(backbone),
+            in_mode(True, backbone),
+            contextlib.suppress(ValueError),
+        ):
+            writes = {**writes, **cut.find_writes(call.detached())}
     return writes
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx, nn
 
+from torchcbl.backbone.calls import in_mode
 from torchcbl.stages.base import has_hooks
 from torchcbl.stages.checkpointing import within_checkpoint
 from torchcbl.stages.noise import generators_kept
@@ -155,21 +156,18 @@ def _trace_in_mode(
     backbone: nn.Module, defaults: dict[str, object], training: bool
 ) -> tuple[fx.Graph, dict[str, object], bool]:
     """Return the graph, the submodules' outputs, and whether the forward set attributes."""
-    modes = [(module, module.training) for module in backbone.modules()]
     tracer = SiteTracer()
     held: Held = {}
-    try:
-        backbone.train(training)
-        _hold([vars(module) for module in backbone.modules()], held)
-        graph = tracer.trace(backbone, concrete_args=defaults or None)
-    except NotTraceable:
-        raise
-    except Exception as error:  # tracing runs the user's forward on proxies: anything can come out of it
-        raise NotTraceable(f"torch.fx: {str(error).strip().splitlines()[0] if str(error) else error!r}") from error
-    finally:
-        changed = _restore(held)  # also what torch.fx leaves: proxies, and on the backbone the constants it meets
-        for module, mode in modes:
-            module.training = mode
+    with in_mode(training, backbone):
+        try:
+            _hold([vars(module) for module in backbone.modules()], held)
+            graph = tracer.trace(backbone, concrete_args=defaults or None)
+        except NotTraceable:
+            raise
+        except Exception as error:  # tracing runs the user's forward on proxies: anything can come out of it
+            raise NotTraceable(f"torch.fx: {str(error).strip().splitlines()[0] if str(error) else error!r}") from error
+        finally:
+            changed = _restore(held)  # also what torch.fx leaves: proxies, and on the backbone the constants it meets
     return graph, tracer.outputs, changed
 
 
