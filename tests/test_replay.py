@@ -82,6 +82,57 @@ def test_backward_hooks_of_containers_are_called(cut: str, late: bool) -> None:
     torch.testing.assert_close(x.grad, theirs)
 
 
+class Table(nn.Module):
+    """Keeps a table of positions, which it makes anew for longer inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5))
+        self.site, self.above, self.head = nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 4)
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        if self.table is None or self.table.shape[0] < length:
+            self.table = torch.arange(float(length))[:, None].cos()
+        return self.head(self.above(self.site(self.below(x) + self.table[:length]))).mean(1)
+
+
+@pytest.mark.parametrize("gradient", ["bptt", "phantom"])
+def test_a_call_that_renews_what_the_backbone_keeps(gradient: str) -> None:
+    x = torch.randn(3, 7, 6)
+    net = cbl.ContextLoop(Table(), "site", x[:, :4], AWAKE, gradient=gradient).train()
+    assert net.plan.kind == "replayed"
+    found = []
+    for _ in range(2):  # the second call finds a table that is long enough
+        torch.manual_seed(0)
+        y = net(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), list(net.parameters())), torch.get_rng_state()))
+    for renewed, expected in zip(*found, strict=True):
+        torch.testing.assert_close(renewed, expected)
+
+
+class Drifts(Nest):
+    """Takes a longer path at every call in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        low = self.below(x)
+        for _ in range(self.calls):
+            low = low + 0
+        return self.head(self.above(self.site(low)))
+
+
+def test_a_path_that_is_lost_again_is_an_error() -> None:
+    net = cbl.ContextLoop(Drifts(), "site", X).train()
+    with pytest.raises(RuntimeError, match="in a replay Drifts called .*: its forward must take the same path"):
+        net(X)
+
+
 class CopiesItsDict(nn.Linear):
     """A module that copies itself by hand."""
 

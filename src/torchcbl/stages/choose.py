@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torchcbl.backbone.calls import Call, evaluating, in_mode
 from torchcbl.backbone.names import submodules
 from torchcbl.backbone.observation import Unfused, eagerly, observe
-from torchcbl.stages.base import Cut, Plan, tensors_in
+from torchcbl.stages.base import Cut, Plan, close, tensors_in
 from torchcbl.stages.noise import generators_kept
 from torchcbl.stages.replayed import ReplayedCut
 from torchcbl.stages.traced import TracedCut
@@ -135,7 +135,7 @@ def _check_gradients(backbone: nn.Module, cut: Cut, call: Call) -> None:
         with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
             plain, traced = tensors_in(call.detached().run(backbone)), tensors_in(cut.first(call.detached()).returned)
     for a, b in zip(ours, theirs, strict=True):
-        if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
+        if (a is None) != (b is None) or (a is not None and b is not None and not close(a, b)):
             raise NotTraceable("its traced graph gives other gradients")
     if [value.dtype for value in plain] != [value.dtype for value in traced] or not _all_same(plain, traced):
         raise NotTraceable("its traced graph gives other numbers under autocast")
@@ -163,11 +163,6 @@ def _gradients(backbone: nn.Module, call: Call, run: Callable[[Call], object]) -
 def _project(output: Tensor) -> Tensor:
     weights = torch.linspace(-1, 1, output.numel(), device=output.device).to(output.dtype).view_as(output)
     return (output * weights).sum()
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    scale = float(b.abs().max()) if b.numel() else 0.0
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 
 
 def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from torchcbl.adapters.joining import resuming
 from torchcbl.backbone.calls import Call
-from torchcbl.stages.base import Visit, copy_tensors, versions
+from torchcbl.stages.base import Visit, close, copy_tensors, versions
 from torchcbl.stages.checkpointing import (
     called_by_checkpoint,
     check_not_reentrant,
@@ -23,7 +23,8 @@ from torchcbl.stages.checkpointing import (
     wrap_recomputation,
 )
 from torchcbl.stages.interception import Function, FunctionMode, activated, intercepting
-from torchcbl.stages.noise import HeldNoise, States, generator_states
+from torchcbl.stages.noise import HeldNoise, States, generator_states, generators_kept
+from torchcbl.stages.tracing import buffers_kept
 from torchcbl.step_norm import CallStatistics, Step, has_own_forward
 
 if TYPE_CHECKING:
@@ -37,8 +38,24 @@ class Carry:
     call: Call
     tape: list[tuple[object, object]]
     start_returned: object
+    noise_before: States | None
     noise: States | None
     statistics: CallStatistics
+    had_gradients: bool
+
+    def retake(self, cut: ReplayedCut, states: Sequence[Tensor]) -> bool:
+        """Take step 0 once more as it was, for its tape alone, and say whether it came to the same states."""
+        run = Run(cut)
+        with buffers_kept(cut.backbone), generators_kept(cut.backbone), torch.set_grad_enabled(self.had_gradients):
+            if self.noise_before is not None:
+                self.noise_before.restore()
+            run.execute(self.call)
+        self.tape[:] = run.tape
+        return all(map(close, run.ordered_states(), states))
+
+
+class PathError(RuntimeError):
+    """A rerun took another path than step 0 did."""
 
 
 @dataclass
@@ -65,7 +82,8 @@ class Run:
     hooking: bool = False  # a module's hooks are running, whose calls are none of the backbone's
     position: int = 0  # in the tape, of a rerun
     noise: HeldNoise | None = None
-    noise_at_start: States | None = None  # found at step 0, if anything is in train mode
+    noise_before: States | None = None  # of step 0, if anything is in train mode
+    noise_at_start: States | None = None  # likewise, when the start site had finished
     mode: FunctionMode = field(init=False, repr=False)
 
     def execute(self, call: Call) -> object:
@@ -73,6 +91,8 @@ class Run:
         self.hooks, self.had_gradients = (saved_tensor_hooks(),), torch.is_grad_enabled()
         if self.carry is not None and self.carry.noise is not None:
             self.noise = HeldNoise(self.carry.noise, self.carry.noise.now())
+        elif self.carry is None and any(module.training for module in self.cut.names):
+            self.noise_before = generator_states(self.cut.backbone)
         try:
             with self._in_place():
                 output = call.run(self.cut.backbone)
@@ -80,7 +100,7 @@ class Run:
             if self.noise is not None:
                 self.noise.end()
         if not self.passed:
-            raise RuntimeError(self._lost("finished without running its lowest site"))
+            raise PathError(self._lost("finished without running its lowest site"))
         if self.noise_at_start is not None:
             self.noise_at_start = self.noise_at_start.narrowed()
         if not self.watch:
@@ -101,8 +121,8 @@ class Run:
         self.passed = True
         if self.noise is not None:
             self.noise.rewind()
-        elif self.carry is None and any(module.training for module in self.cut.names):
-            self.noise_at_start = generator_states(self.cut.backbone)
+        elif self.noise_before is not None:
+            self.noise_at_start = self.noise_before.now()
         if not self.cut.sees_functions and not self.watch:
             self.mode.leave()
 
@@ -150,7 +170,7 @@ class Run:
         """h_0^(l) from the lowest site to the highest."""
         missing = [name for rank, name in enumerate(self.cut.plan.sites) if rank not in self.states]
         if missing:
-            raise RuntimeError(self._lost(f"did not run site '{missing[0]}'"))
+            raise PathError(self._lost(f"did not run site '{missing[0]}'"))
         return tuple(self.states[rank] for rank in range(len(self.states)))
 
     def call_with_hooks(
@@ -241,7 +261,7 @@ class Run:
         start = self.cut.plan.start
         if self.carry is not None:
             if self.position != len(self.carry.tape):
-                raise RuntimeError(self._lost("reached its lowest site by another path"))
+                raise PathError(self._lost("reached its lowest site by another path"))
             self._pass_start()
             return self._visit(start, self.raw[start], self.carry.start_returned)
         self.inside += 1
@@ -255,9 +275,9 @@ class Run:
 
     def _finish_site(self, rank: int, output: object) -> object:
         if rank in self.states:
-            raise RuntimeError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' twice"))
+            raise PathError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' twice"))
         if any(later > rank for later in self.states):
-            raise RuntimeError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' after one that it ran before"))
+            raise PathError(self._lost(f"ran site '{self.cut.plan.sites[rank]}' after one that it ran before"))
         self.inside += 1  # what reading, writing and adapters call is none of the backbone's
         try:
             hidden = self.cut.plan.layouts[rank].read(output)
@@ -312,10 +332,10 @@ class Run:
     def _next_from_tape(self, caller: object) -> object:
         assert self.carry is not None
         if self.position >= len(self.carry.tape):
-            raise RuntimeError(self._lost(f"called {_name(caller)} where it did not before"))
+            raise PathError(self._lost(f"called {_name(caller)} where it did not before"))
         recorded, value = self.carry.tape[self.position]
         if recorded is not caller:
-            raise RuntimeError(self._lost(f"called {_name(caller)} where it called {_name(recorded)} before"))
+            raise PathError(self._lost(f"called {_name(caller)} where it called {_name(recorded)} before"))
         copies = self.cut.copies(f"tape {self.position}")
         self.position += 1
         return self._copy(value) if copies else contents(value)

@@ -9,16 +9,17 @@ hands it the calls is `interception.py`.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchcbl.backbone.calls import Call
 from torchcbl.eager import uncompiled
 from torchcbl.stages.base import Cut, FirstPass, Passed, Plan, Visit
 from torchcbl.stages.interception import intercepting
-from torchcbl.stages.replay import Carry, Run
+from torchcbl.stages.replay import Carry, PathError, Run
 from torchcbl.step_norm import CallStatistics, Step, StepNorm, has_own_forward
 
 
@@ -73,18 +74,18 @@ class ReplayedCut(Cut):
     def first(self, call: Call) -> FirstPass:
         """Run step 0; see `Cut.first`."""
         run = Run(self)
-        returned = _uncompiled(run, call)
+        returned = _first(run, call)
         norms = (self.backbone,) if self.step_norm is None else (self.backbone, self.step_norm)
-        carry = Carry(call, run.tape, run.start_returned, run.noise_at_start, CallStatistics(*norms))
+        noise, statistics = (run.noise_before, run.noise_at_start), CallStatistics(*norms)
+        carry = Carry(call, run.tape, run.start_returned, *noise, statistics, run.had_gradients)
         return FirstPass(returned, run.source, run.ordered_states(), carry)
 
     def rerun(self, first: FirstPass, visit: Visit, step: Step) -> Passed:
         """Run from the start site on; see `Cut.rerun`."""
         carry = first.carry
         assert isinstance(carry, Carry)
-        run = Run(self, carry, visit, step, first.states)
-        returned = _uncompiled(run, carry.call)
-        return Passed(returned, run.source if run.source is not None else first.source)
+        returned, source = _rerun(self, carry, visit, step, first.states)
+        return Passed(returned, source if source is not None else first.source)
 
     def kept(self, first: FirstPass) -> object:
         """See `Cut.kept`."""
@@ -101,7 +102,7 @@ class ReplayedCut(Cut):
         assert isinstance(kept, tuple)
         states, source, args, kwargs, values, start_returned = kept
         tape = [(caller, value) for (caller, _), value in zip(carry.tape, values, strict=True)]
-        carry = Carry(Call(args, kwargs), tape, start_returned, carry.noise, carry.statistics)
+        carry = replace(carry, call=Call(args, kwargs), tape=tape, start_returned=start_returned)
         return FirstPass(first.returned, source, states, carry)
 
     def find_writes(self, call: Call) -> dict[str, tuple[str, ...]]:
@@ -130,6 +131,26 @@ def _inside_script(backbone: nn.Module, name: str) -> bool:
 
 
 @uncompiled
-def _uncompiled(run: Run, call: Call) -> object:
-    """Execute a run; torch.compile cannot follow interceptors."""
+def _first(run: Run, call: Call) -> object:
+    """Execute step 0; torch.compile cannot follow interceptors."""
     return run.execute(call)
+
+
+@uncompiled
+def _rerun(
+    cut: ReplayedCut, carry: Carry, visit: Visit, step: Step, states: tuple[Tensor, ...]
+) -> tuple[object, Tensor | None]:
+    """Execute a rerun; returns what the backbone does, and the context's source where that ran again.
+
+    A forward that makes a table for later calls, as of a mask, takes another path then, and it made it at step 0. So
+    where nothing but the tape has been asked yet, step 0 is taken once more for another tape.
+    """
+    run = Run(cut, carry, visit, step, states)
+    try:
+        returned = run.execute(carry.call)
+    except PathError:
+        if run.passed or not carry.retake(cut, states):
+            raise
+        run = Run(cut, carry, visit, step, states)
+        returned = run.execute(carry.call)
+    return returned, run.source
