@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import torchcbl as cbl
 from backbones import Mlp, ResidualCnn
 from torchcbl.adapters import Attention, Film, Gate, restore_adapters
 from torchcbl.files import write_atomically
+from torchcbl.sharing.card import model_card
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
@@ -172,6 +173,35 @@ def test_damage_is_refused_by_name(net: cbl.ContextLoop, folder: Path, tmp_path:
         cbl.load(folder, net.backbone)
     with pytest.raises(FileNotFoundError, match=r"no config.json in .*: pass the folder that net.save"):
         cbl.load(tmp_path / "nowhere", net.backbone)
+
+
+class LooksForTheEnd(nn.Module):
+    """Answers at its last token 2, as BART's classifier does at its last <eos>, and fails without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.middle, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = torch.tanh(self.middle(self.embed(ids)))
+        if not bool((ids == 2).any(1).all()):
+            raise ValueError("every sample must hold token 2")
+        return self.head(h[ids == 2].view(len(ids), -1, 8)[:, -1])
+
+
+def test_an_example_of_one_s_own_is_for_backbones_that_fail_on_a_made_up_one(tmp_path: Path) -> None:
+    ids = torch.tensor([[5, 7, 2], [9, 3, 2]])
+    net = cbl.ContextLoop(LooksForTheEnd(), "middle", ids, functools.partial(Film, identity=False))
+    net.save(tmp_path)
+    message = r"LooksForTheEnd fails on a batch that is made up .*\(ValueError: every sample .*own, example=\.\.\."
+    for fails in (net.audit, net.export, lambda: model_card(net), lambda: cbl.load(tmp_path, net.backbone)):
+        with pytest.raises(ValueError, match=message):
+            fails()
+    for load in (cbl.load, cbl.ContextLoop.from_pretrained):
+        assert torch.equal(load(tmp_path, net.backbone, example=ids)(ids), net(ids))
+    card = model_card(net, example=ids)
+    assert "torchcbl.load(folder, backbone, example=example)" in card
+    assert "measured on an example" in card
 
 
 def own_gate(site: cbl.Site, context_dim: int) -> nn.Module:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from torchcbl.backbone.calls import Call, evaluating
+from torchcbl.backbone.calls import Call, evaluating, synthesise
 from torchcbl.backbone.layout import Key, Layout, find_layout
 from torchcbl.backbone.names import not_found, submodules
 from torchcbl.backbone.observation import Unfused, eagerly
@@ -22,6 +22,29 @@ def unwrap_compiled(backbone: nn.Module) -> nn.Module:
     return inner if type(backbone).__name__ == "OptimizedModule" and isinstance(inner, nn.Module) else backbone
 
 
+def made_up(example: Mapping[str, object], backbone: nn.Module) -> Call:
+    """Make a batch of the form an example is described to have, and see that the backbone takes it.
+
+    Raises:
+        ValueError: It does not, as one that looks for a certain token.
+    """
+    call = synthesise(example, backbone)
+    try:
+        _returned(backbone, call)
+    except Exception as error:  # the backbone's own, of any kind
+        raise ValueError(
+            f"{type(backbone).__name__} fails on a batch that is made up in the form of the loop's example "
+            f"({type(error).__name__}: {error}): pass one of your own, example=..."
+        ) from error
+    return call
+
+
+def _returned(backbone: nn.Module, call: Call) -> object:
+    """Return what the backbone returns in eval mode."""
+    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly(), Unfused():
+        return call.detached().run(backbone)
+
+
 def find_output(backbone: nn.Module, call: Call, key: Key | None) -> tuple[Layout, Tensor]:
     """Find y in what the backbone returns for the example.
 
@@ -29,8 +52,7 @@ def find_output(backbone: nn.Module, call: Call, key: Key | None) -> tuple[Layou
         ValueError: There is no such key, or y has not the shape of an output.
         TypeError: The backbone returns no tensor.
     """
-    with torch.inference_mode(False), torch.no_grad(), evaluating(backbone), eagerly(), Unfused():
-        returned = call.detached().run(backbone)
+    returned = _returned(backbone, call)
     name = type(backbone).__name__
     try:
         layout = find_layout(returned, key)

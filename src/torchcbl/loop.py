@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from torchcbl.adapters import AdapterChoice, attending, build_adapters, describe_adapters
 from torchcbl.arguments import check_alpha, check_context, check_keywords
-from torchcbl.assembly import find_output, make_context, make_plan, unwrap_compiled
+from torchcbl.assembly import find_output, made_up, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
-from torchcbl.backbone.calls import Call, Example, describe, placement, synthesise
+from torchcbl.backbone.calls import Call, Example, describe, placement
 from torchcbl.backbone.causality import has_positions_of, is_causal
 from torchcbl.backbone.language import generate, without_cache
 from torchcbl.backbone.layout import Key, read_like
@@ -289,10 +289,13 @@ class ContextLoop(Trainable, Shareable):
         Returns:
             Per adapter whether it is live, by gradient and by perturbation; parameters; FLOPs per step. The loop runs
             in eval mode meanwhile; its state, modes and random generators are as before afterwards.
+
+        Raises:
+            ValueError: The backbone fails on a batch that is made up like this, as one that looks for a certain token.
         """
         if example is not None:
             return audit_loop(self, Call.from_example(example).detached())
-        return audit_loop(self, synthesise(self.config.example, self.backbone))
+        return audit_loop(self, made_up(self.config.example, self.backbone))
 
     def run(self, call: Call, steps: int, psi: Sequence[Psi] | None = None) -> Rollout:
         """Take T steps one after the other, with other adapters than the loop's own if given.

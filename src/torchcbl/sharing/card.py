@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from torchcbl.adapters import CUSTOM
+from torchcbl.backbone.calls import Example
 from torchcbl.sharing.options import describe_option
 from torchcbl.sharing.storage import added_state
 
@@ -29,7 +30,9 @@ tags:
 """
 
 
-def model_card(net: ContextLoop, repo_id: str | None = None, *, include_backbone: bool = False) -> str:
+def model_card(
+    net: ContextLoop, repo_id: str | None = None, *, include_backbone: bool = False, example: Example | None = None
+) -> str:
     """Write a model card from `net.audit()`.
 
     It states structure and cost, which are measured here, and nothing about accuracy, which is not.
@@ -38,6 +41,7 @@ def model_card(net: ContextLoop, repo_id: str | None = None, *, include_backbone
         net: The loop.
         repo_id: Where it will be, "user/name"; None for a folder.
         include_backbone: Whether the backbone's own weights are there too.
+        example: What to measure on, where the backbone fails on a batch that is made up; see `ContextLoop.audit`.
 
     Returns:
         Markdown with the YAML header that the hub reads.
@@ -52,8 +56,9 @@ def model_card(net: ContextLoop, repo_id: str | None = None, *, include_backbone
         | :-- | :-- | :-- | :-- | --: |
         | `1` | B x 8 | `Film` | live | 1,040 |
     """
-    audit = net.audit()
+    audit = net.audit(example)
     kind = type(net.backbone)
+    measured_on = "random input" if example is None else "an example"
     weights = "also holds the backbone's weights" if include_backbone else "does not hold the backbone's weights"
     title = repo_id if repo_id is not None else f"Feedback loop around {audit.backbone}"
     return "\n".join(
@@ -62,9 +67,9 @@ def model_card(net: ContextLoop, repo_id: str | None = None, *, include_backbone
             f"Top-down feedback for a {_code(f'{kind.__module__}.{kind.__qualname__}')}, made with torchcbl. The "
             "network's output becomes a context z; adapters use it to refine the hidden states h of the sites below, "
             f"and the output is computed again, {audit.steps} times. This {_place(repo_id)} {weights}.\n",
-            "No claim of accuracy is made here: what follows is structure and cost, measured on random input. Compare "
-            "with `net.refine(x, steps=0)`, which is the backbone alone, on data of your own.\n",
-            f"## Load\n\n```python\n{_snippet(net, repo_id, include_backbone)}\n```\n",
+            f"No claim of accuracy is made here: what follows is structure and cost, measured on {measured_on}. "
+            "Compare with `net.refine(x, steps=0)`, which is the backbone alone, on data of your own.\n",
+            f"## Load\n\n```python\n{_snippet(net, repo_id, include_backbone, example is not None)}\n```\n",
             f"## Sites\n\n{_sites(audit)}\n",
             f"## Cost\n\n{_table('Quantity', 'Value', _costs(net, audit))}\n",
             f"## Settings\n\n{_table('Setting', 'Value', _settings(net, audit))}\n",
@@ -77,7 +82,7 @@ def _place(repo_id: str | None) -> str:
     return "folder" if repo_id is None else "repository"
 
 
-def _snippet(net: ContextLoop, repo_id: str | None, include_backbone: bool) -> str:
+def _snippet(net: ContextLoop, repo_id: str | None, include_backbone: bool, needs_example: bool) -> str:
     same = "architecture and module names" if include_backbone else "architecture, module names and weights"
     kind = _line(type(net.backbone).__name__)
     lines = ["import torchcbl", "", f"# backbone: the {kind} this loop was made for, of the same {same}"]
@@ -92,6 +97,9 @@ def _snippet(net: ContextLoop, repo_id: str | None, include_backbone: bool) -> s
         if describe_option(getattr(net.config.settings, name)) == CUSTOM:
             lines.append(f"# {name}: the one it was made with, whose code is not in the files")
             given += f", {name}={name}"
+    if needs_example:
+        lines.append("# example: what the backbone is called with, for one batch")
+        given += ", example=example"
     if repo_id is None:
         lines += ['folder = "."  # where this file is', f"net = torchcbl.load(folder, backbone{given})"]
     else:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from torchcbl.backbone.calls import Call, Example, evaluating, synthesise
+from torchcbl.assembly import made_up
+from torchcbl.backbone.calls import Call, Example, evaluating
 from torchcbl.files import write_atomically
 from torchcbl.stages.base import tensors_in
 
@@ -107,7 +108,7 @@ def _check_unrolls(net: ContextLoop) -> None:
 
 
 def _call(net: ContextLoop, example: Example | None) -> Call:
-    given = synthesise(net.config.example, net.backbone) if example is None else Call.from_example(example)
+    given = made_up(net.config.example, net.backbone) if example is None else Call.from_example(example)
     return given.resized() if given.batch_size() == 1 else given.detached()  # torch.export takes a size of 1 as fixed
 
 

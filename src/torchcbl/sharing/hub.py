@@ -13,6 +13,7 @@ from torch import nn
 
 from torchcbl import __version__
 from torchcbl.adapters import AdapterChoice
+from torchcbl.backbone.calls import Example
 from torchcbl.context import Context
 from torchcbl.halting import Halting
 from torchcbl.settings import GradientChoice, SolverChoice
@@ -39,6 +40,7 @@ def push_to_hub(
     include_backbone: bool = False,
     token: str | bool | None = None,
     endpoint: str | None = None,
+    example: Example | None = None,
 ) -> str:
     """Upload a loop to the hub: what it adds, how it was built, and a model card, in one commit.
 
@@ -52,13 +54,14 @@ def push_to_hub(
         include_backbone: Whether to upload the backbone's own weights too.
         token: An access token with the right to write; None for the one that `hf auth login` stored, False for none.
         endpoint: Address of the hub; None for `HF_ENDPOINT` or https://huggingface.co.
+        example: What the model card is measured on; see `torchcbl.sharing.card.model_card`. It is not uploaded.
 
     Returns:
         The address of the commit.
 
     Raises:
         ImportError: huggingface_hub or safetensors is not installed.
-        ValueError: `repo_id` is not of that form.
+        ValueError: `repo_id` is not of that form, or the backbone fails on an example that is made up.
         PermissionError: The token is missing, wrong, or may not write there.
         ConnectionError: The hub cannot be reached.
     """
@@ -71,7 +74,8 @@ def push_to_hub(
         folder = Path(name)
         net.save(folder, include_backbone=include_backbone)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        (folder / CARD).write_text(model_card(net, repo, include_backbone=include_backbone), encoding="utf-8")
+        card = model_card(net, repo, include_backbone=include_backbone, example=example)
+        (folder / CARD).write_text(card, encoding="utf-8")
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo, branch=revision, exist_ok=True)
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -97,6 +101,7 @@ def from_pretrained(
     solver: SolverChoice | None = None,
     gradient: GradientChoice | None = None,
     halting: Halting | None = None,
+    example: Example | None = None,
 ) -> ContextLoop:
     """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.load` for what must agree.
 
@@ -113,6 +118,7 @@ def from_pretrained(
         solver: Another solver than it was saved with.
         gradient: Another gradient rule.
         halting: Another stopping rule.
+        example: A batch, where the backbone fails on one that is made up.
 
     Returns:
         The loop, in the backbone's train or eval mode.
@@ -137,7 +143,16 @@ def from_pretrained(
         folder = _download(source, revision, cache_dir, _api(token, endpoint))
     elif revision is not None:
         raise ValueError(f"'{source}' is a folder here, which has no revision {revision!r}: leave `revision` out.")
-    return load(folder, backbone, adapter=adapter, context=context, solver=solver, gradient=gradient, halting=halting)
+    return load(
+        folder,
+        backbone,
+        adapter=adapter,
+        context=context,
+        solver=solver,
+        gradient=gradient,
+        halting=halting,
+        example=example,
+    )
 
 
 def _download(

@@ -54,6 +54,7 @@ class Shareable:
         include_backbone: bool = False,
         token: str | bool | None = None,
         endpoint: str | None = None,
+        example: Example | None = None,
     ) -> str:
         """Upload what `save` writes and a model card to the hub; see `torchcbl.sharing.hub.push_to_hub`."""
         from torchcbl.sharing.hub import push_to_hub
@@ -67,6 +68,7 @@ class Shareable:
             include_backbone=include_backbone,
             token=token,
             endpoint=endpoint,
+            example=example,
         )
 
     @staticmethod
@@ -83,6 +85,7 @@ class Shareable:
         solver: SolverChoice | None = None,
         gradient: GradientChoice | None = None,
         halting: Halting | None = None,
+        example: Example | None = None,
     ) -> ContextLoop:
         """Put a loop from the hub, or from a folder, around a backbone; see `torchcbl.sharing.hub.from_pretrained`.
 
@@ -103,4 +106,5 @@ class Shareable:
             solver=solver,
             gradient=gradient,
             halting=halting,
+            example=example,
         )

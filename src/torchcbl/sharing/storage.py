@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from torchcbl.adapters import CUSTOM, AdapterChoice, restore_adapters
-from torchcbl.assembly import unwrap_compiled
-from torchcbl.backbone.calls import synthesise
+from torchcbl.assembly import made_up, unwrap_compiled
+from torchcbl.backbone.calls import Example
 from torchcbl.context import Context
 from torchcbl.files import write_together
 from torchcbl.halting import Halting
@@ -67,6 +67,7 @@ def load(
     solver: SolverChoice | None = None,
     gradient: GradientChoice | None = None,
     halting: Halting | None = None,
+    example: Example | None = None,
 ) -> ContextLoop:
     """Put a saved loop around a backbone.
 
@@ -83,13 +84,16 @@ def load(
         solver: Another solver than it was saved with; needed where that was one of the caller's own.
         gradient: Another gradient rule, likewise.
         halting: Another stopping rule, likewise.
+        example: A batch such as the loop was built with, of which no values are saved; None makes one up (floats are
+            standard normal, whole numbers the largest one seen).
 
     Returns:
         The loop, in the backbone's train or eval mode.
 
     Raises:
         FileNotFoundError: A file of the save is missing.
-        ValueError: A file is damaged, or the backbone differs; the message names what differs.
+        ValueError: A file is damaged, or the backbone differs; the message names what differs. Or the backbone fails on
+            an example that is made up, as one that looks for a certain token.
         TypeError: The backbone is no module.
         ImportError: safetensors is not installed.
 
@@ -115,11 +119,13 @@ def load(
     check_backbone(backbone, saved["tensors"], _modules(loop), digests=not saved["included"])
     added = _read_tensors(source / ADDED, manifest["added"])
     weights = _read_tensors(source / BACKBONE, saved["tensors"]) if saved["included"] else None
-    example = synthesise(loop["example"], backbone)
+    if example is None:
+        call = made_up(loop["example"], backbone)
+        example = call.kwargs or call.args
     net = ContextLoop(
         backbone,
         loop["sites"],
-        example.kwargs or example.args,
+        example,
         _adapter_choice(loop["adapter"], adapter),
         _context(loop, context),
         loop["steps"],
