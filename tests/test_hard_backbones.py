@@ -476,6 +476,36 @@ def test_a_last_layer_of_zeros_is_not_called_dead() -> None:
     assert net.audit().dead == ("b",), "with these weights nothing can move the output, and the audit says so"
 
 
+class Logarithms(Nest):
+    """Takes positive numbers, and gives NaN for noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.log())
+
+
+def test_what_is_nan_anyway_makes_no_dead_adapter_live() -> None:
+    x, options = X.abs() + 0.1, {"schedule": "literal", "adapter": AWAKE}
+    with pytest.raises(ValueError, match=r"the adapter at 'b\.0' cannot move the output"):
+        cbl.ContextLoop(Logarithms(), ["b.0", "b.2"], x, **options)
+    net = cbl.ContextLoop(Logarithms(), ["b.0", "b.2"], x, **options, allow_dead=True)
+    assert net.audit().dead == net.audit(x).dead == ("b.0",)
+
+
+class OfTwo(Nest):
+    """Fails on what is made up."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not bool((tokens == 2).any()):
+            raise ValueError("there must be a token 2")
+        return super().forward(F.one_hot(tokens, 6).float())
+
+
+def test_a_silent_backbone_that_fails_on_noise_is_audited_on_the_example() -> None:
+    backbone = OfTwo()
+    nn.init.zeros_(backbone.head.weight)
+    assert cbl.ContextLoop(backbone, "b", torch.tensor([1, 2, 4]))._audit.dead == ()
+
+
 def test_a_hook_on_the_backbone_itself_is_called() -> None:
     backbone = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
     calls: list[int] = []

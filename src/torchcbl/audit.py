@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchcbl.adapters import bind
-from torchcbl.backbone.calls import Call, evaluating, synthesise
+from torchcbl.assembly import made_up
+from torchcbl.backbone.calls import Call, evaluating
 from torchcbl.backbone.causality import check_causal
 from torchcbl.backbone.language import without_cache
 from torchcbl.backbone.observation import Unfused
-from torchcbl.backbone.probing import noise_like
+from torchcbl.backbone.probing import distance, move_at_random, noise_like
 from torchcbl.schedules import Psi, find_schedule
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ class AdapterAudit:
         parameters: How many it has.
         gradient: Largest absolute gradient of a random projection of y_T with respect to its parameters (or, when it
             has none to train, to what it returns).
-        change: Largest absolute change of y_T when its parameters (or what it returns) are perturbed at random.
+        change: Largest absolute change of y_T when its parameters (or what it returns) are perturbed at random; what is
+            NaN before and after has not changed.
     """
 
     site: str
@@ -188,18 +191,22 @@ def check_loop_is_causal(net: ContextLoop, call: Call) -> None:
         check_causal(net.sites, psi, call, lambda given, moved: net.run(given.detached(), steps, moved).outputs[-1])
 
 
-def audit_at_random(net: ContextLoop, known: Audit) -> Audit:
-    """Audit the adapters of a copy of the loop whose backbone's weights are moved at random, on seeded noise.
+def audit_at_random(net: ContextLoop, known: Audit, call: Call) -> Audit:
+    """Audit the adapters that are dead so far on a copy of the loop whose backbone's weights are moved at random.
 
-    An example of zeros silences a gate, and a last layer that starts at zero silences everything; neither makes an
-    adapter dead for good. What is dead here too has no path to the output. What else is known of the loop stays.
+    They are tried on the example, then on seeded noise in its form. An example of zeros silences a gate, and a last
+    layer that starts at zero silences everything; neither makes an adapter dead for good. What is dead here too has no
+    path to the output. What else is known of the loop stays.
     """
     twin = copy.deepcopy(net)
-    with torch.no_grad():
-        for seed, parameter in enumerate(twin.backbone.parameters()):
-            if parameter.is_floating_point():
-                parameter.add_(0.1 * noise_like(parameter, seed))
-    return replace(known, adapters=_audit_adapters(twin, synthesise(net.config.example, twin.backbone)))
+    move_at_random(twin.backbone)
+    batches = [call]
+    with contextlib.suppress(ValueError):  # the backbone fails on noise
+        batches.append(made_up(net.config.example, twin.backbone))
+    for batch in batches:
+        pairs = zip(known.adapters, _audit_adapters(twin, batch), strict=True)
+        known = replace(known, adapters=tuple(old if old.live else new for old, new in pairs))
+    return known
 
 
 def _batch_size(call: Call, default: int) -> int:
@@ -243,7 +250,7 @@ def _changes(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.Mod
             reference = g.roll(steps, measure=False).outputs[-1]
             for index, other in enumerate(others):
                 moved = g.adapted([*adapters[:index], other, *adapters[index + 1 :]]).roll(steps, measure=False)
-                changes.append(_largest(moved.outputs[-1] - reference))
+                changes.append(_largest(distance(moved.outputs[-1], reference)))
     return changes
 
 

@@ -198,7 +198,7 @@ class ContextLoop(Trainable, Shareable):
             check_loop_is_causal(self, call.detached())
         self._audit = audit_loop(self, call.detached())
         if self._audit.dead:
-            self._audit = audit_at_random(self, self._audit)
+            self._audit = audit_at_random(self, self._audit, call.detached())
         if self._audit.dead and not allow_dead:
             raise ValueError(dead_adapters_message(self._audit))
 

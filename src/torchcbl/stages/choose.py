@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torchcbl.backbone.calls import Call, evaluating, in_mode
 from torchcbl.backbone.names import submodules
 from torchcbl.backbone.observation import Unfused, eagerly, observe
+from torchcbl.backbone.probing import unmoved
 from torchcbl.stages.base import Cut, Plan, close, tensors_in
 from torchcbl.stages.noise import generators_kept
 from torchcbl.stages.replayed import ReplayedCut
@@ -181,7 +182,7 @@ def _find_writes(backbone: nn.Module, cut: Cut, call: Call) -> dict[str, tuple[s
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    return a.shape == b.shape and bool(unmoved(a, b).all())
 
 
 def _all_same(some: list[Tensor], others: list[Tensor]) -> bool:
