@@ -218,6 +218,90 @@ def test_what_keeps_a_site_of_four_axes_causal_is_allowed() -> None:
     assert not torch.allclose(net(IDS), net.backbone(IDS))
 
 
+class Tagger(nn.Module):
+    """One attention layer, scaled and weighted by position, and a head that may start at zero."""
+
+    def __init__(self, causal: bool, silent: bool = False, scale: float = 1.0) -> None:
+        super().__init__()
+        self.causal = causal
+        self.embed, self.kinds, self.norm = nn.Embedding(50, 16), nn.Embedding(1, 16), nn.LayerNorm(16)
+        self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 50)
+        self.scale = nn.Parameter(torch.full((16,), scale))
+        if silent:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(
+        self, ids: Tensor, labels: Tensor | None = None, kinds: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        h = self.norm(self.embed(ids) if kinds is None else self.embed(ids) + self.kinds(kinds))
+        later = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1) if self.causal else None
+        y = self.head(h + self.scale * self.attention(h, h, h, attn_mask=later, need_weights=False)[0])
+        return y if weights is None else y * weights[..., None]
+
+
+@pytest.mark.parametrize("options", [{"silent": True}, {"scale": 1e-5}, {"scale": 1e-6}, {"scale": 0.0}])
+def test_weights_that_hide_what_is_seen_are_moved(options: dict[str, object]) -> None:
+    pooled = cbl.Context(per="sample")
+    net = cbl.ContextLoop(Tagger(causal=False, **options), "norm", IDS, context=pooled)  # type: ignore[arg-type]
+    assert not net.sites[0].causal
+    causal = Tagger(causal=True, **options)  # type: ignore[arg-type]
+    assert cbl.ContextLoop(causal, "norm", IDS, adapter="attention").sites[0].causal
+    with pytest.raises(ValueError, match="causal at site 'norm', but with feedback its outputs before position 1"):
+        cbl.ContextLoop(causal, "norm", IDS, context=pooled)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_argument_is_tried(causal: bool) -> None:
+    for others in ({"labels": IDS}, {"kinds": torch.zeros_like(IDS)}, {"weights": torch.rand(IDS.shape)}):
+        for example in ({**others, "ids": IDS}, {"ids": IDS, **others}):
+            net = cbl.ContextLoop(Tagger(causal), "norm", example, adapter="attention")
+            assert net.sites[0].causal == causal, list(example)
+
+
+class Strict(Tagger):
+    """Takes no other tokens than the example's."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if not torch.equal(ids[:, -1], IDS[: len(ids), -1]):
+            raise ValueError("the last token must be the end")
+        return super().forward(ids)
+
+
+def test_what_can_not_be_tried_is_an_error() -> None:
+    with pytest.raises(ValueError, match="the last token must be the end"):
+        cbl.ContextLoop(Strict(causal=True), "norm", IDS)
+
+
+class Translator(nn.Module):
+    """An encoder-decoder: its decoder sees the source whole and the target in its order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.target, self.norm = nn.Embedding(50, 16), nn.Embedding(50, 16), nn.LayerNorm(16)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.decoder = nn.TransformerDecoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 50)
+
+    def forward(self, ids: Tensor, target: Tensor) -> Tensor:
+        later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool).triu(1)
+        memory = self.encoder(self.embed(ids))
+        return self.head(self.decoder(self.norm(self.target(target)), memory, tgt_mask=later))
+
+
+@pytest.mark.parametrize("length", [10, 7])
+@torch.no_grad()
+def test_the_target_of_an_encoder_decoder_is_not_seen_early(length: int) -> None:
+    ids, options = IDS.flip(1)[:, :length], {"adapter": "attention", "context": cbl.Context(dim=5)}
+    net = awaken(cbl.ContextLoop(Translator(), "norm", (ids, IDS), **options)).eval()
+    assert net.sites[0].causal
+    later = torch.cat([IDS[:, :6], (IDS[:, 6:] + 1) % 50], dim=1)
+    assert not torch.allclose(net(ids, IDS), net.backbone(ids, IDS)), "the adapters are asleep, so this shows nothing"
+    torch.testing.assert_close(net(ids, later)[:, :6], net(ids, IDS)[:, :6], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="causal at site 'encoder', but with feedback its outputs before position 1"):
+        cbl.ContextLoop(Translator(), "encoder", (ids, IDS), **options)
+    cbl.ContextLoop(Translator(), "encoder", (ids, IDS), "attention", cbl.Context(dim=5, source="encoder"))
+
+
 def _next(net: cbl.ContextLoop, ids: Tensor) -> Tensor:
     """Log probabilities (B, V) of the next token, by the loop's own forward."""
     return output_of(net(input_ids=ids))[:, -1].log_softmax(dim=-1)

@@ -18,6 +18,7 @@ from torchcbl.assembly import made_up
 from torchcbl.backbone.calls import Call, evaluating
 from torchcbl.backbone.causality import check_causal
 from torchcbl.backbone.language import without_cache
+from torchcbl.backbone.layout import Key
 from torchcbl.backbone.observation import Unfused
 from torchcbl.backbone.probing import distance, move_at_random, noise_like
 from torchcbl.schedules import Psi, find_schedule
@@ -183,12 +184,22 @@ def audit_loop(net: ContextLoop, call: Call) -> Audit:
     )
 
 
-def check_loop_is_causal(net: ContextLoop, call: Call) -> None:
-    """Refuse adapters and contexts that show the positions of a backbone, which is causal, what comes later."""
+def check_loop_is_causal(net: ContextLoop, call: Call, names: Sequence[Key]) -> None:
+    """Refuse adapters and contexts that show positions what comes later in the arguments so named.
+
+    Where the backbone's weights keep them from showing anything, a copy is asked whose weights are moved at random.
+    """
     steps = net.config.steps or find_schedule(net.config.schedule).min_steps(len(net.sites))
+
+    def is_sure(loop: ContextLoop) -> bool:
+        psi = [_perturbed(adapter) for adapter in loop.adapters.values()]
+        return check_causal(
+            loop.sites, psi, call, names, lambda given, moved: loop.run(given.detached(), steps, moved).outputs[-1]
+        )
+
     with torch.inference_mode(False), torch.no_grad(), evaluating(net):
-        psi = [_perturbed(adapter) for adapter in net.adapters.values()]
-        check_causal(net.sites, psi, call, lambda given, moved: net.run(given.detached(), steps, moved).outputs[-1])
+        if not is_sure(net):
+            is_sure(_moved_at_random(net))
 
 
 def audit_at_random(net: ContextLoop, known: Audit, call: Call) -> Audit:
@@ -198,8 +209,7 @@ def audit_at_random(net: ContextLoop, known: Audit, call: Call) -> Audit:
     layer that starts at zero silences everything; neither makes an adapter dead for good. What is dead here too has no
     path to the output. What else is known of the loop stays.
     """
-    twin = copy.deepcopy(net)
-    move_at_random(twin.backbone)
+    twin = _moved_at_random(net)
     batches = [call]
     with contextlib.suppress(ValueError):  # the backbone fails on noise
         batches.append(made_up(net.config.example, twin.backbone))
@@ -207,6 +217,13 @@ def audit_at_random(net: ContextLoop, known: Audit, call: Call) -> Audit:
         pairs = zip(known.adapters, _audit_adapters(twin, batch), strict=True)
         known = replace(known, adapters=tuple(old if old.live else new for old, new in pairs))
     return known
+
+
+def _moved_at_random(net: ContextLoop) -> ContextLoop:
+    """Copy a loop and move the weights of the copy's backbone."""
+    twin = copy.deepcopy(net)
+    move_at_random(twin.backbone)
+    return twin
 
 
 def _batch_size(call: Call, default: int) -> int:

@@ -15,7 +15,7 @@ from torchcbl.arguments import check_alpha, check_context, check_keywords
 from torchcbl.assembly import find_output, made_up, make_context, make_plan, unwrap_compiled
 from torchcbl.audit import Audit, audit_at_random, audit_loop, check_loop_is_causal, dead_adapters_message
 from torchcbl.backbone.calls import Call, Example, describe, placement
-from torchcbl.backbone.causality import has_positions_of, is_causal
+from torchcbl.backbone.causality import causal_arguments, has_positions_of
 from torchcbl.backbone.language import generate, without_cache
 from torchcbl.backbone.layout import Key, read_like
 from torchcbl.backbone.names import match_names
@@ -159,9 +159,9 @@ class ContextLoop(Trainable, Shareable):
         """Which batch norms run again at the later steps."""
         self.has_batch_norm = bool(self.norm_names)
         self._prepare_cuts(chosen)
-        causal = is_causal(backbone, call, self.output_layout, y)
+        ordered = causal_arguments(backbone, call, self.output_layout, y)
         self.sites: tuple[Site, ...] = tuple(
-            replace(one.site, causal=causal and has_positions_of(one.site, y)) for one in placed
+            replace(one.site, causal=bool(ordered) and has_positions_of(one.site, y)) for one in placed
         )
         device, dtype = placement(backbone, call)
         read = y.dtype if source is None else source.dtype
@@ -194,8 +194,8 @@ class ContextLoop(Trainable, Shareable):
             part.train(backbone.training)
         self.training = backbone.training
         settings.check_map(self)
-        if causal:
-            check_loop_is_causal(self, call.detached())
+        if ordered:
+            check_loop_is_causal(self, call.detached(), ordered)
         self._audit = audit_loop(self, call.detached())
         if self._audit.dead:
             self._audit = audit_at_random(self, self._audit, call.detached())
