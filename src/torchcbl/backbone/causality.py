@@ -170,7 +170,8 @@ def _sights(backbone: nn.Module, call: Call, layout: Layout, names: Sequence[Key
 
 def _sight(run: Callable[[Call], Tensor], call: Call, name: Key, output: Tensor) -> _Sight:
     """Change an argument from some positions on, then before one; nothing is heard of one that may not be changed."""
-    heard, later, middle = False, False, output.shape[1] // 2
+    heard, middle = False, output.shape[1] // 2
+    later: bool | None = False
     try:
         for begin in _beginnings(output):
             changed = run(_changed(call, [name], slice(begin, None)))
