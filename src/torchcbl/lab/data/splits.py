@@ -33,6 +33,7 @@ def split_dataset(
         ValueError: `validation_size` does not fit (see `stratified_split`), or a channel is constant.
 
     Example:
+        >>> import torch
         >>> pixels = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1)
         >>> full = Images(pixels, torch.tensor([0, 0, 0, 1, 1, 1]), num_classes=2)
         >>> len(split_dataset(full, full, validation_size=2).train)
