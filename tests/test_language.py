@@ -259,17 +259,22 @@ def test_every_argument_is_tried(causal: bool) -> None:
 
 
 class Strict(Tagger):
-    """Takes no other tokens than the example's."""
+    """Takes a certain token at one position alone."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(causal=True)
+        self.position = position
 
     def forward(self, ids: Tensor) -> Tensor:
-        if not torch.equal(ids[:, -1], IDS[: len(ids), -1]):
-            raise ValueError("the last token must be the end")
+        if not torch.equal(ids[:, self.position], IDS[: len(ids), self.position]):
+            raise ValueError(f"there is a wrong token at {self.position}")
         return super().forward(ids)
 
 
-def test_what_can_not_be_tried_is_an_error() -> None:
-    with pytest.raises(ValueError, match="the last token must be the end"):
-        cbl.ContextLoop(Strict(causal=True), "norm", IDS)
+def test_what_cannot_be_tried_is_an_error() -> None:
+    with pytest.raises(ValueError, match="there is a wrong token at -1"):
+        cbl.ContextLoop(Strict(-1), "norm", IDS)
+    assert cbl.ContextLoop(Strict(0), "norm", IDS).sites[0].causal, "a text may have to begin with a certain token"
 
 
 class Translator(nn.Module):

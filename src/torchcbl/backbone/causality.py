@@ -180,7 +180,8 @@ def _sight(run: Callable[[Call], Tensor], call: Call, name: Key, output: Tensor)
             if found:
                 return _Sight(heard, later=True)
             later = later if found is False else None
-        changed = run(_changed(call, [name], slice(0, middle)))
+        first = min(1, middle - 1)  # the first position may have to hold a token that begins a text
+        changed = run(_changed(call, [name], slice(first, middle)))
     except Exception as error:  # the backbone's own, as where an embedding has one row
         return _Sight(refusal=error)
     earlier = bool(distance(changed, output)[:, middle:].any())
