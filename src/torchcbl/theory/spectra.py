@@ -98,7 +98,7 @@ def _twice_backward(g: Function, s: Tensor, v: Tensor) -> Tensor:
 def _start(s: Tensor) -> Tensor:
     """The same random direction for every sample, so that none depends on its batch."""
     generator = torch.Generator().manual_seed(0)
-    v: Tensor = torch.randn(s.shape[1], generator=generator, dtype=torch.float64).to(s)
+    v: Tensor = torch.randn(s.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(s)
     return v.div(v.norm()).expand_as(s)
 
 
