@@ -13,7 +13,7 @@ from torchcbl.lab.records import run_name
 from torchcbl.lab.report.drawing import canvas, legend, styled, title
 from torchcbl.lab.report.families import BASELINE
 from torchcbl.lab.report.looks import colour, marker
-from torchcbl.lab.report.progress import planned_runs, progress
+from torchcbl.lab.report.progress import lacking, lead
 from torchcbl.lab.report.roles import TOLD, is_oracle
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 from torchcbl.lab.report.tables import NONE, Table, spread
@@ -74,9 +74,7 @@ def sentences(found: Robustness) -> list[str]:
 
 
 def _partial(found: Robustness) -> str:
-    measured = {run_name(run.arm, run.seed) for run in found.runs}
-    missing = [name for name in planned_runs(found.recipe) if name not in measured]
-    return progress(found.recipe, missing) if missing else ""
+    return lacking(found.recipe, {run_name(run.arm, run.seed) for run in found.runs})
 
 
 def _sentence(found: Robustness, arm: str) -> str:
@@ -96,9 +94,7 @@ def _sentence(found: Robustness, arm: str) -> str:
         if one.t_test is not None and one.t_test.p < SIGNIFICANCE / (len(ratios) * arms)
     ]
     if shown:
-        few = pairs.n < found.recipe.seeds
-        lead = f"; at {pairs.n} of {found.recipe.seeds} seeds it is a lead" if few else ""
-        return f"{arm} differs from {BASELINE} by {', '.join(shown)}: {level}{lead}."
+        return f"{arm} differs from {BASELINE} by {', '.join(shown)}: {level}{lead(pairs.n, found.recipe.seeds)}."
     return f"{arm} against {BASELINE}: no difference shown at any ratio, {level}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchcbl.lab.report.progress import lead
 from torchcbl.lab.statistics import Comparison
 
 
@@ -27,10 +28,9 @@ def verdict(comparison: Comparison, planned: int = 0) -> str:
     return _outcome(comparison, planned) + _left_out(comparison)
 
 
-def lead(comparison: Comparison, planned: int) -> str:
+def shown_as_lead(comparison: Comparison, planned: int) -> str:
     """Say that a difference shown by fewer seeds than were planned is a lead; nothing for any other."""
-    done = comparison.n + len(comparison.not_finite)
-    return f"; at {done} of {planned} seeds it is a lead" if comparison.difference_shown and done < planned else ""
+    return lead(comparison.n + len(comparison.not_finite), planned) if comparison.difference_shown else ""
 
 
 def format_p(p: float) -> str:
@@ -67,7 +67,7 @@ def _outcome(comparison: Comparison, planned: int) -> str:
 def _shown(comparison: Comparison, planned: int) -> str:
     if not comparison.difference_shown:
         return "no difference shown"
-    return f"a difference is shown{lead(comparison, planned)}"
+    return f"a difference is shown{shown_as_lead(comparison, planned)}"
 
 
 def _all_runs(n: int) -> str:

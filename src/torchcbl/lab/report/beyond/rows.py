@@ -14,7 +14,7 @@ from torchcbl.lab.report.beyond.answers import read_answers
 from torchcbl.lab.report.families import OWN_FIRST_STEP, own_first_step
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.roles import arm_of, described_by, is_oracle, same_network
-from torchcbl.lab.report.verdict import lead
+from torchcbl.lab.report.verdict import shown_as_lead
 from torchcbl.lab.statistics import (
     SIGNIFICANCE,
     Comparison,
@@ -73,7 +73,7 @@ class Control:
     @property
     def lead(self) -> str:
         """What follows a difference that is shown: that it is a lead, while seeds are to come."""
-        return lead(self.comparison, self.planned)
+        return shown_as_lead(self.comparison, self.planned)
 
     @property
     def is_equal(self) -> bool:

@@ -16,7 +16,7 @@ from torchcbl.lab.report.drawing import styled
 from torchcbl.lab.report.listing import listed
 from torchcbl.lab.report.measures import ambiguity, attacks, clean, graded, noise
 from torchcbl.lab.report.measures.section import Section
-from torchcbl.lab.report.progress import planned_runs, progress
+from torchcbl.lab.report.progress import lacking, planned_runs
 from torchcbl.lab.report.shell import paragraphs, write_page
 from torchcbl.lab.sources import SOURCES
 
@@ -60,8 +60,7 @@ def sections(found: Measures) -> list[Section]:
 
 def partial(found: Measures) -> str:
     """Say which runs the study lacks, before whose end its tests are not final; nothing where it is complete."""
-    missing = [name for name in planned_runs(found.recipe) if name not in found.records]
-    return progress(found.recipe, missing) if missing else ""
+    return lacking(found.recipe, found.records)
 
 
 def summary(found: Measures) -> str:
