@@ -8,7 +8,7 @@ JOBS ?= 2
 UV ?=
 install = $(if $(UV),$(UV) pip install --python $(1)/bin/python,$(1)/bin/python -m pip install) --quiet
 
-.PHONY: help demo test test-zoo lint tables benchmark benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers clean
+.PHONY: help demo test test-zoo lint tables benchmark benchmark-allocator benchmark-building benchmark-intervals benchmark-memory benchmark-solvers clean
 help:
 	@echo "make demo       set up, compare a network with and without feedback on real digits, leave report.html"
 	@echo "make test       set up, run all tests (TORCHCBL_DATA=DIR adds those on real CIFAR-10)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint       formatting, lint and types"
 	@echo "make tables     write the tables of README and docs anew from results/"
 	@echo "make benchmark  the loop's overhead against the same computation written by hand"
+	@echo "make benchmark-building   what building a loop takes, in forward passes of the backbone"
 	@echo "make benchmark-memory, make benchmark-solvers   peak memory by gradient rule; solvers against torchdeq"
 	@echo "make benchmark-intervals   how often the intervals of reports hold the truth, in simulated studies"
 	@echo "make clean      remove both environments and the demo's results; other studies in runs stay"
@@ -63,7 +64,7 @@ tables: $(VENV)/.lab
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
 
-benchmark-allocator benchmark-intervals benchmark-memory benchmark-solvers: benchmark-%: $(VENV)/.dev
+benchmark-allocator benchmark-building benchmark-intervals benchmark-memory benchmark-solvers: benchmark-%: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$*.py --json results/benchmarks/$*.json
 
 clean:

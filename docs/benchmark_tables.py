@@ -1,4 +1,4 @@
-"""Write the tables of docs/choosing.md and docs/statistics.md from the records in results/benchmarks/.
+"""Write the tables of docs/choosing.md, docs/options.md and docs/statistics.md from results/benchmarks/.
 
     python docs/benchmark_tables.py           # write
     python docs/benchmark_tables.py --check   # change nothing; exit with 1 if a table is out of date
@@ -152,8 +152,24 @@ def held(rows: list[Record], name: str) -> str:
     return f"{low:.0f}%" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f}% to {high:.0f}%"
 
 
+def building(record: Record) -> str:
+    """Write what building a loop takes, in seconds and in forward passes."""
+    lines = [
+        "| network | input | sites | cut | seconds (quartiles; n) | forward passes |",
+        "|---|---|--:|---|--:|--:|",
+    ]
+    for row in record["rows"]:
+        low, middle, high = (row[name] for name in ("quartile_low", "seconds", "quartile_high"))
+        shape = " x ".join(map(str, row["input"]))
+        times = f"{middle:.2f} ({low:.2f} to {high:.2f}; {row['n']})"
+        passes = f"{middle / row['forward']:.0f}"
+        lines.append(f"| {row['network']} | {shape} | {row['sites']} | {row['cut']} | {times} | {passes} |")
+    return "\n".join([*lines, "", origin(record)])
+
+
 PAGES: dict[str, dict[str, Callable[[Record], str]]] = {
     "choosing.md": {"memory": memory, "gradients": gradients, "solvers": solvers},
+    "options.md": {"building": building},
     "statistics.md": {"intervals": intervals},
 }
 

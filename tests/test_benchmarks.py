@@ -67,7 +67,13 @@ def test_intervals_hold_the_truth(tmp_path: Path) -> None:
     assert not any(row["narrower"] for row in rows if row["kind"] == "coverage")
 
 
-@pytest.mark.parametrize("page", ["choosing.md", "statistics.md"])
+def test_building_takes_a_number_of_forward_passes(tmp_path: Path) -> None:
+    rows = run("building.py", tmp_path / "building.json", "--cases", "CNN", "--runs", "2")
+    assert [row["cut"] for row in rows] == ["traced", "replayed"]
+    assert all(0 < row["forward"] < row["quartile_low"] <= row["seconds"] for row in rows)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("page", ["choosing.md", "options.md", "statistics.md"])
 def test_the_pages_have_the_tables_of_the_records(tables: ModuleType, page: str) -> None:
     text = (tables.DOCS / page).read_text(encoding="utf-8")
     assert tables.filled(page, text) == text, f"docs/{page} is out of date: run python docs/benchmark_tables.py"

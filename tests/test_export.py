@@ -47,13 +47,12 @@ def run_onnx(path: Path, inputs: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "cut", "adapter", "steps"),
-    [  # what takes torch long takes one step
-        ("residual", "traced", "attention", 2),
-        ("residual", "replayed", "film", 3),
+    [  # what takes torch long takes one step; replayed transformers follow below
+        ("residual", "traced", "attention", 1),
+        ("residual", "replayed", "film", 2),
         ("transformer", "traced", "token", 1),
-        ("transformer", "replayed", "film", 1),
-        ("positions", "traced", "film", 2),
-        ("dense", "traced", "concat", 2),
+        ("positions", "traced", "gate", 2),
+        ("dense", "traced", "concat", 3),
         ("lstm", "traced", "recurrent", 1),
     ],
 )
@@ -77,7 +76,7 @@ def test_exported_programs_agree(name: str, cut: str) -> None:
     torch.testing.assert_close(program(x), net(x), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ViT", "BERT", "ConvNeXt"])
+@pytest.mark.parametrize("name", ["ViT", "BERT"])
 def test_exported_transformers_agree(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("onnxscript")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchcbl as cbl
@@ -60,7 +61,32 @@ def full_precision_inside(self: Nest, x: Tensor) -> Tensor:
         return self.head(torch.tanh(self.b(x.float())))
 
 
-@pytest.mark.parametrize("forward", [gradient_free_encoder, straight_through, full_precision_inside])
+def full_precision_between_layers(self: Nest, x: Tensor) -> Tensor:
+    h = self.b(x)
+    with torch.autocast("cpu", enabled=False):
+        h = h.pow(2)
+    return self.head(h)
+
+
+@torch.autocast("cpu", enabled=False)
+def full_precision_throughout(self: Nest, x: Tensor) -> Tensor:
+    return self.head(torch.tanh(self.b(x)))
+
+
+def casts_by_itself(self: Nest, x: Tensor) -> Tensor:
+    h = torch.tanh(self.b(x))
+    return self.head(h.bfloat16() + 1 if torch.is_autocast_enabled("cpu") else h)
+
+
+def answers_in_low_precision(self: Nest, x: Tensor) -> Tensor:
+    y = self.head(torch.tanh(self.b(x)))
+    return y.half() if torch.is_autocast_enabled("cpu") else y
+
+
+OF_AUTOCAST = [full_precision_inside, full_precision_between_layers, full_precision_throughout, casts_by_itself]
+
+
+@pytest.mark.parametrize("forward", [gradient_free_encoder, straight_through, *OF_AUTOCAST, answers_in_low_precision])
 def test_what_a_trace_would_lose_is_replayed(forward: Callable[[Nest, Tensor], Tensor]) -> None:
     backbone = type("Special", (Nest,), {"forward": forward})()
     net = cbl.ContextLoop(backbone, "b.2", X)
@@ -73,6 +99,32 @@ def test_what_a_trace_would_lose_is_replayed(forward: Callable[[Nest, Tensor], T
         assert gradients[1] is None
     else:
         torch.testing.assert_close(gradients[0], gradients[1])
+
+
+class CountsConvolutions(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: tuple[type, ...],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if func is torch.conv2d:
+            self.seen.append(torch.is_autocast_enabled("cpu"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_building_computes_no_convolution_in_low_precision() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3))
+    with CountsConvolutions() as counted:
+        net = cbl.ContextLoop(backbone, "1", torch.randn(2, 3, 8, 8))
+    assert net.plan.kind == "traced"
+    assert counted.seen
+    assert not any(counted.seen)
 
 
 class NormAct(nn.BatchNorm2d):

@@ -97,9 +97,10 @@ def test_padding_is_not_seen_where_the_mask_is_given_by_position(
     torch.testing.assert_close(refilled[:, :4], refined[:, :4], rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("name", CAUSAL)
+ALL_CAUSAL = [("GPT-2", adapter, schedule) for adapter in ADAPTERS for schedule in SCHEDULES]
+
+
+@pytest.mark.parametrize(("name", "adapter", "schedule"), [*ALL_CAUSAL, *(("Llama", *variant) for variant in VARIANTS)])
 @torch.no_grad()
 def test_later_tokens_change_no_earlier_output(name: str, adapter: str, schedule: str) -> None:
     net, batch = subject(name, adapter, schedule).net(awake=True), MODELS[name].batch(2)

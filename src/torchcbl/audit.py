@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -159,12 +160,16 @@ def dead_adapters_message(audit: Audit) -> str:
     return f"{head}: {why}, or pass allow_dead=True to keep it all the same."
 
 
-def audit_loop(net: ContextLoop, call: Call) -> Audit:
-    """Audit a loop on one batch, in eval mode."""
+def audit_loop(net: ContextLoop, call: Call, measures: bool = True) -> Audit:
+    """Audit a loop on one batch, in eval mode.
+
+    Without `measures`, y_T's change is asked only where the gradient does not show that an adapter is live already,
+    and is NaN elsewhere: that takes a run of the loop for every adapter.
+    """
     config = net.config
     with torch.inference_mode(False), evaluating(net):
         first, step = _count_flops(net, call)
-    adapters = _audit_adapters(net, call)
+    adapters = _audit_adapters(net, call, measures)
     added = [*net.adapters.parameters(), *net.context.parameters()]
     batch = net.sites[0].shape[0]
     cut = net.plan.kind + (f": {net.plan.reason}" if net.plan.reason not in ("", "asked for") else "")
@@ -214,7 +219,7 @@ def audit_at_random(net: ContextLoop, known: Audit, call: Call) -> Audit:
     with contextlib.suppress(ValueError):  # the backbone fails on noise
         batches.append(made_up(net.config.example, twin.backbone))
     for batch in batches:
-        pairs = zip(known.adapters, _audit_adapters(twin, batch), strict=True)
+        pairs = zip(known.adapters, _audit_adapters(twin, batch, measures=False), strict=True)
         known = replace(known, adapters=tuple(old if old.live else new for old, new in pairs))
     return known
 
@@ -246,28 +251,33 @@ def _count_flops(net: ContextLoop, call: Call) -> tuple[int, int]:
         return first, counter.get_total_flops() - first
 
 
-def _audit_adapters(net: ContextLoop, call: Call) -> tuple[AdapterAudit, ...]:
+def _audit_adapters(net: ContextLoop, call: Call, measures: bool) -> tuple[AdapterAudit, ...]:
     # a loop with steps = 0 is judged by the fewest steps that would make it live
     steps = net.config.steps or find_schedule(net.config.schedule).min_steps(len(net.sites))
     adapters = list(net.adapters.values())
     with torch.inference_mode(False), evaluating(net):
         gradients = _gradients(net, call, steps, adapters)
-        changes = _changes(net, call, steps, adapters)
+        asked = [index for index, gradient in enumerate(gradients) if measures or gradient == 0.0]
+        changes = dict.fromkeys(range(len(adapters)), math.nan) | _changes(net, call, steps, adapters, asked)
     return tuple(
-        AdapterAudit(site.name, site.shape, type(adapter).__name__, _count(adapter.parameters()), gradient, change)
-        for site, adapter, gradient, change in zip(net.sites, adapters, gradients, changes, strict=True)
+        AdapterAudit(site.name, site.shape, type(adapter).__name__, _count(adapter.parameters()), gradient, changes[i])
+        for i, (site, adapter, gradient) in enumerate(zip(net.sites, adapters, gradients, strict=True))
     )
 
 
-def _changes(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.Module]) -> list[float]:
-    changes = []
+def _changes(
+    net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.Module], asked: Sequence[int]
+) -> dict[int, float]:
+    changes: dict[int, float] = {}
+    if not asked:
+        return changes
     with torch.no_grad():
-        others = [_perturbed(adapter) for adapter in adapters]
+        others = {index: _perturbed(adapters[index]) for index in asked}
         with net.mapped(without_cache(net.backbone, call.detached())) as g:
             reference = g.roll(steps, measure=False).outputs[-1]
-            for index, other in enumerate(others):
+            for index, other in others.items():
                 moved = g.adapted([*adapters[:index], other, *adapters[index + 1 :]]).roll(steps, measure=False)
-                changes.append(_largest(distance(moved.outputs[-1], reference)))
+                changes[index] = _largest(distance(moved.outputs[-1], reference))
     return changes
 
 
@@ -295,13 +305,15 @@ def _gradients(net: ContextLoop, call: Call, steps: int, adapters: Sequence[nn.M
         probes_in = [probed(i, adapter) for i, adapter in enumerate(adapters)]
         output = net.run(call.detached(), steps, probes_in).outputs[-1]
         projection = (output * noise_like(output, seed=0)).sum()
-        gradients = []
-        for index, adapter in enumerate(adapters):
-            wanted: list[Tensor] = [p for p in adapter.parameters() if p.requires_grad] or [probes[index]]
-            reached = projection.requires_grad  # else nothing that is trained leads to the output
-            found = torch.autograd.grad(projection, wanted, retain_graph=True, allow_unused=True) if reached else ()
-            gradients.append(max((_largest(g) for g in found if g is not None), default=0.0))
-    return gradients
+        if not projection.requires_grad:  # nothing that is trained leads to the output
+            return [0.0] * len(adapters)
+        wanted: list[list[Tensor]] = [
+            [p for p in adapter.parameters() if p.requires_grad] or [probes[index]]
+            for index, adapter in enumerate(adapters)
+        ]
+        found = iter(torch.autograd.grad(projection, [one for own in wanted for one in own], allow_unused=True))
+        each = [[next(found) for _ in own] for own in wanted]
+    return [max((_largest(g) for g in own if g is not None), default=0.0) for own in each]
 
 
 def _perturbed(adapter: nn.Module) -> Psi:

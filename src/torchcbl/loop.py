@@ -196,7 +196,7 @@ class ContextLoop(Trainable, Shareable):
         settings.check_map(self)
         if ordered:
             check_loop_is_causal(self, call.detached(), ordered)
-        self._audit = audit_loop(self, call.detached())
+        self._audit = audit_loop(self, call.detached(), measures=False)
         if self._audit.dead:
             self._audit = audit_at_random(self, self._audit, call.detached())
         if self._audit.dead and not allow_dead:

@@ -61,7 +61,7 @@ OTHER_ADAPTERS = ("concat", "attention", "additive", "gate", "recurrent")
 # one of five for each network, in turn: docs/model_table.py runs all networks with all adapters
 @pytest.mark.parametrize(("name", "adapter"), [(name, OTHER_ADAPTERS[i % 5]) for i, name in enumerate(MODELS)])
 def test_other_adapters(name: str, adapter: str) -> None:
-    """Start as the identity; let gradients through to all that is live, and all is."""
+    """Start as the identity; let gradients through to all: all are live, or the loop is refused."""
     model, batch = MODELS[name], MODELS[name].batch(3)
     net = build(model, adapter)
     with torch.no_grad():
@@ -69,8 +69,7 @@ def test_other_adapters(name: str, adapter: str) -> None:
         for output in net.refine(**batch, steps=2).outputs:
             assert torch.equal(output, reference)
     output_of(awaken(net)(**batch)).square().sum().backward()
-    for found, module in zip(net.audit(batch).adapters, net.adapters.values(), strict=True):
-        assert found.live
+    for module in net.adapters.values():
         assert any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
     assert all(p.grad is not None for p in net.backbone.parameters())
 

@@ -15,6 +15,7 @@ from torchcbl.backbone.calls import Call, evaluating, in_mode
 from torchcbl.backbone.names import submodules
 from torchcbl.backbone.observation import Unfused, eagerly, observe
 from torchcbl.backbone.probing import unmoved
+from torchcbl.stages.autocast import under_autocast
 from torchcbl.stages.base import Cut, Plan, close, tensors_in
 from torchcbl.stages.noise import generators_kept
 from torchcbl.stages.replayed import ReplayedCut
@@ -132,13 +133,13 @@ def _check_gradients(backbone: nn.Module, cut: Cut, call: Call) -> None:
     with torch.inference_mode(False), evaluating(backbone):
         theirs = _gradients(backbone, call, lambda detached: detached.run(backbone))
         ours = _gradients(backbone, call, lambda detached: cut.first(detached).returned)
-        device = next((value.device.type for value in call.values() if isinstance(value, Tensor)), "cpu")
-        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
-            plain, traced = tensors_in(call.detached().run(backbone)), tensors_in(cut.first(call.detached()).returned)
+        runs = (lambda detached: detached.run(backbone), lambda detached: cut.first(detached).returned)
+        (lowered, plain), (kept, traced) = under_autocast(call, runs)
     for a, b in zip(ours, theirs, strict=True):
         if (a is None) != (b is None) or (a is not None and b is not None and not close(a, b)):
             raise NotTraceable("its traced graph gives other gradients")
-    if [value.dtype for value in plain] != [value.dtype for value in traced] or not _all_same(plain, traced):
+    dtypes = [[value.dtype for value in outputs] for outputs in (plain, traced)]
+    if lowered != kept or dtypes[0] != dtypes[1] or not _all_same(plain, traced):
         raise NotTraceable("its traced graph gives other numbers under autocast")
 
 
