@@ -29,7 +29,7 @@ from torch import Tensor
 
 import record
 from maps import CASES, STEPS, Case
-from memory import peak_bytes
+from memory import peak_bytes, settle
 from torchcbl.solvers import Anderson, Broyden, Newton, Picard, Solver
 
 RIDGES = (1e-4, 1e-6, 1e-8, 1e-12)
@@ -183,6 +183,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=UNSOLVED)
+    settle()
     rows: list[dict[str, object]] = []
     for name in arguments.cases:
         case = CASES[name]() if arguments.batch is None else CASES[name](batch=arguments.batch)
