@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 import torchcbl as cbl
 from backbones import CASES, BranchingCnn, Mlp, ResidualCnn
+from torchcbl import audit
 from torchcbl.adapters import Film, Gate
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
@@ -116,6 +117,20 @@ def test_dead_adapters_are_an_error_that_explains_eq_8() -> None:
     with pytest.raises(ValueError, match=r"'first' cannot move the output y_2: .*Eq\. 8 recomputes.*allow_dead=True"):
         loop(schedule="literal")
     assert loop(schedule="literal", allow_dead=True).audit().dead == ("first",)
+
+
+def test_building_perturbs_only_adapters_that_no_gradient_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    perturbed: list[nn.Module] = []
+    real = audit._perturbed
+    monkeypatch.setattr(audit, "_perturbed", lambda adapter: perturbed.append(adapter) or real(adapter))
+    net = loop()
+    assert perturbed == []
+    assert all(found.change > 0 for found in net.audit().adapters)
+    assert perturbed == list(net.adapters.values())
+    perturbed.clear()
+    net = loop(schedule="literal", allow_dead=True)
+    assert perturbed[0] is net.adapters["first"]
+    assert net.adapters["second"] not in perturbed
 
 
 def test_too_few_synchronous_steps_are_dead() -> None:
