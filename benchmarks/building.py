@@ -84,9 +84,8 @@ def measure(name: str, cut: str, n: int) -> dict[str, object]:
     with torch.no_grad():
         forward = statistics.median(seconds(lambda: backbone(x), max(20, n)))
     times = seconds(lambda: cbl.ContextLoop(backbone, sites, x, cut=cut), n)
-    low, median, high = statistics.quantiles(times, n=4) if n > 1 else times * 3
     row: dict[str, object] = {"network": name, "cut": cut, "input": list(x.shape), "sites": len(sites), "n": n}
-    return row | {"forward": forward, "seconds": median, "quartile_low": low, "quartile_high": high}
+    return row | {"forward": forward} | record.quartiles(times)
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,12 @@ import torch
 from torchcbl.lab.machine import describe_machine
 
 Row = Mapping[str, object]
+
+
+def quartiles(times: Sequence[float]) -> dict[str, float]:
+    """The median and the quartiles of what was timed, as a row has them; of one run, that run."""
+    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else [*times] * 3
+    return {"seconds": median, "quartile_low": low, "quartile_high": high}
 
 
 def write(path: str | Path, command: str, method: str, rows: Sequence[Row], **more: object) -> None:

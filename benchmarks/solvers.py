@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import statistics
 import sys
 import time
 import warnings
@@ -157,8 +156,7 @@ def measure(case: Case, differentiate: bool, runs: int) -> list[dict[str, object
     for row, times in zip(rows, seconds, strict=True):
         if "failed" in row:
             continue
-        low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
-        row |= {"seconds": median, "quartile_low": low, "quartile_high": high, "n": len(times)}
+        row |= record.quartiles(times) | {"n": len(times)}
     return rows
 
 
