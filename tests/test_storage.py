@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import torchcbl as cbl
 from backbones import Mlp, ResidualCnn
 from torchcbl.adapters import Attention, Film, Gate, restore_adapters
-from torchcbl.files import write_atomically
+from torchcbl.files import finish, unfinished, write_atomically
 from torchcbl.sharing.card import model_card
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -260,12 +260,16 @@ def test_a_save_that_fails_at_its_second_file_leaves_the_old_one(
 
 
 def test_who_may_read_a_file_is_left_to_the_umask(tmp_path: Path) -> None:
+    streamed = tmp_path / "streamed.bin"
     before = os.umask(0o077)
     try:
         write_atomically(tmp_path / "file.txt", "one")
+        with unfinished(streamed) as stream:
+            finish(stream, streamed)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o600
+    assert stat.S_IMODE(streamed.stat().st_mode) == 0o600
 
 
 def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:
@@ -274,6 +278,23 @@ def test_write_atomically_replaces_whole_files(tmp_path: Path) -> None:
     write_atomically(target, b"two")
     assert target.read_text() == "two"
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_streamed_file_takes_its_name_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "waves.bin"
+    write_atomically(target, "old")
+    with pytest.raises(TypeError, match="bytes"), unfinished(target) as stream:
+        stream.writelines([b"half", "no bytes"])  # type: ignore[list-item]
+    assert target.read_text() == "old"
+    with unfinished(target) as stream:
+        stream.write(b"ne")
+        assert target.read_text() == "old"
+        stream.write(b"w")
+        finish(stream, target)
+    with unfinished(target) as stream:  # never finished
+        stream.write(b"other")
+    assert target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["waves.bin"]
 
 
 def test_ctrl_c_in_the_middle_of_a_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -60,6 +62,44 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
         ) from error
     for folder in dict.fromkeys(path.parent for path in contents):
         sync_folder(folder)
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path`, to write and to read, for what is too large to hold in memory.
+
+    `finish(stream, path)` gives it its name; without that, or where anything fails before it, the file is removed.
+    Its name is `.{path.name}.` and eight more letters; who may read it is left to the umask.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "waves.bin"
+        >>> with unfinished(target) as stream:
+        ...     for part in (b"one", b"two"):
+        ...         _ = stream.write(part)
+        ...     finish(stream, target)
+        >>> target.read_bytes()
+        b'onetwo'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("x+b") as stream:
+            yield stream
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def finish(stream: IO[bytes], path: Path) -> None:
+    """Bring what `unfinished` opened to the disk, close it and give it the name `path`, in the same folder."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    stream.close()
+    os.replace(stream.name, path)
+    sync_folder(path.parent)
 
 
 def _write(path: Path, data: bytes | str) -> None:

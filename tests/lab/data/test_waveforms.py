@@ -205,14 +205,16 @@ def test_a_full_disk_costs_a_warning(sounds: Sounds, own_cache: Path, monkeypatc
 
 def test_what_a_dead_process_left_is_removed(sounds: Sounds, own_cache: Path) -> None:
     sounds.decode()
-    stem = record_file(own_cache).stem
-    old, fresh = (own_cache / "decoded" / f".{stem}-{name}.npy" for name in ("old", "fresh"))
+    record = record_file(own_cache)
+    old, fresh, lock = (record.with_name(f".{record.name}.{name}") for name in ("0123abcd", "4567abcd", "lock"))
     for path in (old, fresh):
         path.write_bytes(b"unfinished")
-    os.utime(old, (1, 1))
+    for path in (old, lock):
+        os.utime(path, (1, 1))
     change_time(sounds.place / NAMES[0])
     sounds.decode()
     assert fresh.exists()
+    assert lock.exists()
     assert not old.exists()
 
 
@@ -236,7 +238,7 @@ def test_processes_at_the_same_time_decode_once(sounds: Sounds, tmp_path: Path) 
     log = tmp_path / "log"
     command = [sys.executable, "-c", WORKER, str(sounds.place), str(log)]
     processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     assert log.read_text() == "x"
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcbl.files import write_atomically
+from torchcbl.files import finish, unfinished, write_atomically
 from torchcbl.lab.data.cache import cache_folder, one_at_a_time, sha256_of
 from torchcbl.lab.data.damage import check_damaged, refusal, tell_skipped
 from torchcbl.lab.data.progress import Progress
@@ -173,21 +172,14 @@ def _make(entry: Path, job: Job, progress: Progress) -> Waveforms:
 def _write_array(entry: Path, job: Job, progress: Progress) -> tuple[Path, Listing]:
     """Write rows as they are decoded: through a stream, for a full disk is an error there and a crash in a map."""
     listing = Listing([], [], [])
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{entry.stem}-", suffix=".npy", dir=entry.parent)
-    try:
-        with os.fdopen(descriptor, "w+b") as stream:
-            start = _write_header(stream, job.total, job.num_samples)
-            for row in _rows(job, listing, progress):
-                stream.write(row.tobytes())
-            assert _write_header(stream, len(listing.names), job.num_samples) == start
-            stream.flush()
-            os.fsync(stream.fileno())
-        path = entry.with_name(f"{entry.stem}-{_sha256(Path(temporary))[:12]}.npy")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with unfinished(entry) as stream:
+        start = _write_header(stream, job.total, job.num_samples)
+        for row in _rows(job, listing, progress):
+            stream.write(row.tobytes())
+        assert _write_header(stream, len(listing.names), job.num_samples) == start
+        stream.seek(0)
+        path = entry.with_name(f"{entry.stem}-{sha256_of(stream)[:12]}.npy")
+        finish(stream, path)
     return path, listing
 
 
@@ -223,9 +215,9 @@ def _rows(job: Job, listing: Listing, progress: Progress) -> Iterator[NDArray[np
 
 def _remove_older(entry: Path, kept: Path) -> None:
     """Remove arrays of the same entry that nothing names any more, and what a process that died left unfinished."""
-    unfinished = f".{entry.stem}-"
-    for path in [*entry.parent.glob(f"{unfinished}*.npy"), *entry.parent.glob(f"{entry.stem}-*.npy")]:
+    begun = f".{entry.name}."
+    for path in [*entry.parent.glob(begun + "?" * 8), *entry.parent.glob(f"{entry.stem}-*.npy")]:
         with contextlib.suppress(OSError):  # gone already; or mapped by another process, where that forbids it
             left_over = time.time() - path.stat().st_mtime > LEFT_OVER
-            if path != kept and (left_over or not path.name.startswith(unfinished)):
+            if path != kept and (left_over or not path.name.startswith(begun)):
                 path.unlink()

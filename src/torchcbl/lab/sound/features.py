@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from torchcbl.files import sync_folder
+from torchcbl.files import finish, unfinished
 from torchcbl.lab.data.cache import DIGEST_SIZE, cache_folder, one_at_a_time, sha256_of
 from torchcbl.lab.data.progress import Progress, silent
 from torchcbl.lab.sound.front_end import MelFrontEnd, from_pcm
@@ -121,7 +119,7 @@ def _is_whole(entry: Path, shape: tuple[int, ...]) -> bool:
 
 def _write(entry: Path, shape: tuple[int, ...], parts: Iterator[NDArray[np.float32]]) -> None:
     """Write the array part by part, then its checksum; it takes its name when all of it is on disk."""
-    with _replacing(entry) as stream:
+    with unfinished(entry) as stream:
         header = {"descr": npy.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
         npy.write_array_header_1_0(stream, header)
         for part in parts:
@@ -129,24 +127,7 @@ def _write(entry: Path, shape: tuple[int, ...], parts: Iterator[NDArray[np.float
         stream.seek(0)
         checksum = sha256_of(stream)
         stream.write(checksum.encode())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that takes its name at the end, or is removed where something fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w+b") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        finish(stream, entry)
 
 
 def _warn(entry: Path, error: OSError) -> None:
