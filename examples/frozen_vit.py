@@ -1,6 +1,6 @@
 """Adapt a pretrained vision transformer to noisy images by feedback alone: the backbone stays frozen, bit for bit.
 
-Needs transformers. The stand-in for a pretrained model is trained here in seconds on clean handwritten digits.
+Needs transformers and scikit-learn. The stand-in for a pretrained model is trained here on clean handwritten digits.
 """
 
 import copy

@@ -3,6 +3,8 @@
 python examples/train_distributed.py
 torchrun --nproc-per-node 2 examples/train_distributed.py --engine fsdp
 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 examples/train_distributed.py
+
+Needs torchcbl[lab].
 """
 
 import argparse
