@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import torchcbl as cbl
 from torchcbl.adapters import ADAPTERS, Film
 from torchcbl.backbone.calls import synthesise
+from torchcbl.context import ContextMap
 from torchcbl.dtypes import in_weights_dtype
 
 LOW = torch.bfloat16
@@ -201,6 +202,34 @@ def test_an_adapter_of_several_dtypes_is_left_to_itself() -> None:
     (mixed,) = net.adapters.values()
     mixed.linear.to(LOW)
     assert torch.equal(net(X), net.backbone(X))
+
+
+class Exponent(nn.Module):
+    """Returns float32, as `exp` under autocast on a GPU does."""
+
+    def __init__(self, site: cbl.Site, context_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(context_dim, site.channels)
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        return h * (self.linear(z).float() / 8).exp()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_what_an_adapter_computes_in_another_dtype_is_h_s_again(alpha: float) -> None:
+    net = cbl.ContextLoop(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), "0", X, Exponent, alpha=alpha)
+    with torch.autocast("cpu", LOW):
+        low = net(X)
+    assert low.dtype == LOW
+    torch.testing.assert_close(low.float(), net(X), rtol=0.05, atol=0.05)
+    assert not torch.equal(net(X), net.backbone(X))
+
+
+def test_the_mean_over_real_positions_fits_into_float16() -> None:
+    g = ContextMap(cbl.Context(dim=3), 4, -1, pool=True).half()
+    source, mask = torch.full((2, 3000, 4), 100.0, dtype=torch.float16), torch.ones(2, 3000)
+    mask[0, 1234:] = 0
+    assert torch.equal(g(source, mask), g(source))
 
 
 def test_a_map_of_ones_own_is_given_its_own_dtype() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import torchcbl as cbl
 from backbones import CASES, Case
 from hub_models import MODELS
-from torchcbl.adapters import ADAPTERS
+from torchcbl.adapters import ADAPTERS, Film
 from torchcbl.sharing.export import export_onnx, export_program
 
 
@@ -145,6 +146,39 @@ def test_a_compiled_loop_trains_as_it_does_uncompiled(adapter: str) -> None:
     net(x).square().sum().backward()
     for one, other in zip(grads, (p.grad for p in net.parameters() if p.grad is not None), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block, self.head = nn.Linear(6, 8), Block(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.first(x)))
+
+
+def test_a_compiled_loop_looks_at_its_backbone_once() -> None:
+    x = torch.randn(4, 6)
+    net = cbl.ContextLoop(Nested(), "first", x, adapter=functools.partial(Film, identity=False))
+    assert net.plan.kind == "traced"
+    expected, calls = net(x), []
+    handle = net.backbone.block.register_forward_hook(lambda module, *_: calls.append(module))
+    torch.testing.assert_close(torch.compile(net, backend="eager")(x), expected)
+    assert len(calls) == 3, "a hook of a submodule that the trace looks into was passed over"
+    handle.remove()
+    torch._dynamo.reset()
+    net.backbone.block = nn.Identity()
+    with pytest.raises(RuntimeError, match="submodule 'block' of Nested was replaced after the loop was built"):
+        torch.compile(net, backend="eager")(x)
 
 
 @pytest.mark.slow

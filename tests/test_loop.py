@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 import torchcbl as cbl
 from backbones import CASES, BranchingCnn, Mlp, ResidualCnn
 from torchcbl import audit
 from torchcbl.adapters import Film, Gate
+from torchcbl.backbone.calls import Call
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -367,6 +370,54 @@ def test_replaced_backbone_parts_are_refused() -> None:
             net(X)
 
 
+def test_another_backbone_is_refused() -> None:
+    for cut in ("traced", "replayed"):
+        net = loop(Mlp(), ["first"], cut=cut)
+        replica = net._replicate_for_data_parallel()
+        replica.backbone = copy.deepcopy(net.backbone)  # as torch.nn.parallel.replicate goes on
+        with pytest.raises(RuntimeError, match=r"nn\.DataParallel makes such copies too: take DistributedDataParallel"):
+            replica(X)
+        net.backbone = torch.compile(net.backbone, backend="eager")
+        with pytest.raises(RuntimeError, match=r"net\.backbone is another module than .* take torch\.compile\(net\)"):
+            net(X)
+
+
+def test_a_copy_of_a_compiled_loop_has_weights_of_its_own(tmp_path: Path) -> None:
+    net = loop()
+    net.compile(backend="eager")
+    expected = net(X)
+    twin = copy.deepcopy(net)
+    averaged = AveragedModel(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(X), expected)
+    assert torch.equal(averaged(X), expected)
+    assert not net(X).any()
+    torch.save(twin, tmp_path / "net.pt")
+    assert torch.equal(torch.load(tmp_path / "net.pt", weights_only=False)(X), expected)
+
+
+def test_a_forward_that_is_set_later_is_called() -> None:
+    net = loop(ResidualCnn(), ["stem"], IMAGES, adapter=functools.partial(Film, identity=False)).eval()
+    assert net.plan.kind == "traced"
+    expected, block = net(IMAGES), net.backbone.block1
+    own, shapes = block.forward, []
+
+    def counted(x: Tensor) -> Tensor:  # as accelerate's add_hook_to_module does
+        shapes.append(x.shape)
+        return own(x)
+
+    block.forward = counted
+    assert torch.equal(net(IMAGES), expected)
+    assert len(shapes) == 3, "the forward of a submodule that the trace looks into was passed over"
+    with net.cut_for(Call((IMAGES,))).session():  # while another thread is at work
+        assert net._cut.has_hooks()
+    del block.forward
+    with net._replayed.session():
+        assert not net._cut.has_hooks()
+
+
 def test_hooks_that_come_later_are_called() -> None:
     net = loop(ResidualCnn(), ["stem"], IMAGES, adapter=functools.partial(Film, identity=False)).eval()
     assert net.plan.kind == "traced"
@@ -387,6 +438,22 @@ def test_sites_of_every_case_are_listed() -> None:
 def test_an_example_of_zeros_is_no_reason_to_call_a_gate_dead() -> None:
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
     assert loop(backbone, ["1"], torch.zeros(2, 3, 8, 8), adapter="gate").audit().dead == ()
+
+
+def test_a_context_that_says_nothing_or_not_a_number_is_refused() -> None:
+    binary = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    with pytest.raises(ValueError, match=r"softmax over one class alone.*\(4, 1\).*Use source='logits'"):
+        loop(binary, ["1"], context=cbl.Context(source="probs"))
+    assert loop(binary, ["1"]).audit().dead == ()
+
+    class Masked(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(torch.arange(4) == 2, -torch.inf)
+
+    with pytest.raises(ValueError, match=r"y is minus infinity for some classes.*Context\(source='probs'\)"):
+        loop(Masked(), ["first"])
+    net = loop(Masked(), ["first"], context=cbl.Context(source="probs"))
+    assert torch.equal(net(X), net.backbone(X))
 
 
 class OtherDefaultDevice(TorchFunctionMode):

@@ -45,6 +45,14 @@ def test_any_criterion() -> None:
     torch.testing.assert_close(refinement_loss(Refinement(outputs), target, criterion=F.mse_loss), expected)
 
 
+def test_one_class_alone_needs_a_criterion() -> None:
+    y, target = torch.randn(5, 1), torch.ones(5, 1)
+    with pytest.raises(ValueError, match="cross entropy is 0 whatever it says: pass criterion="):
+        refinement_loss(Refinement([y, y]), target)
+    criterion = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(refinement_loss(Refinement([y, y]), target, criterion=criterion), criterion(y, target))
+
+
 @pytest.mark.parametrize("positions", [3, 4, 5])
 def test_classes_of_positions_are_on_the_last_axis(positions: int) -> None:
     y = torch.randn(2, positions, 4)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import torchcbl as cbl
 from backbones import Mlp, ResidualCnn
@@ -121,6 +122,41 @@ def test_state_that_is_no_tensor_is_left_alone(tmp_path: Path, include_backbone:
     twin = nn.Sequential(Noted(6, 4), nn.ReLU(), nn.Linear(4, 3)) if include_backbone else backbone
     again = cbl.load(tmp_path, twin, context=cbl.Context(dim=3, map=Noted))
     assert torch.equal(again(x), net(x))
+
+
+def test_quantised_weights_that_stand_for_others(tmp_path: Path) -> None:
+    x, backbone = torch.randn(3, 6), nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    weight = backbone[2].weight.detach()
+    backbone[2].weight = nn.Parameter(TwoTensor(weight.clone(), weight.clone()))  # a stand-in for torchao's
+    net = cbl.ContextLoop(backbone, "1", x)
+    with pytest.raises(ValueError, match=r"'2.weight' is a TwoTensor, which safetensors cannot hold"):
+        net.save(tmp_path, include_backbone=True)
+    net.save(tmp_path)
+    assert torch.equal(cbl.load(tmp_path, backbone)(x), net(x))
+    with torch.no_grad():
+        backbone[2].weight.b.add_(1)
+    with pytest.raises(ValueError, match=r"'2.weight' has other values\."):
+        cbl.load(tmp_path, backbone)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_quantised_layers_that_pack_their_weights(tmp_path: Path) -> None:
+    x = torch.randn(3, 6)
+
+    def quantised(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+        return torch.ao.quantization.quantize_dynamic(network, {"2"}, torch.qint8)
+
+    net = cbl.ContextLoop(quantised(0), "1", x)
+    with pytest.raises(ValueError, match=r"'2\._packed_params\.\w+' of the backbone is no tensor that"):
+        net.save(tmp_path, include_backbone=True)
+    net.save(tmp_path)
+    assert torch.equal(cbl.load(tmp_path, quantised(0))(x), net(x))
+    other = quantised(0)
+    other[2].set_weight_bias(quantised(1)[2].weight(), other[2].bias())
+    with pytest.raises(ValueError, match=r"'2._packed_params._packed_params' has other values"):
+        cbl.load(tmp_path, other)
 
 
 def test_other_weights_are_refused_by_name(net: cbl.ContextLoop, folder: Path) -> None:

@@ -106,10 +106,21 @@ def make_context(context: Context, output: Tensor, made: Placed | None) -> Conte
     """Build g for an output y, or for the submodule that z is made from.
 
     Raises:
-        ValueError: A context per position is asked for where there are none.
+        ValueError: A context per position is asked for where there are none; the probabilities of a single class are
+            always 1; or y is minus infinity for some class, of which any weighted sum is NaN.
     """
     if made is None:
         shape, axis = tuple(output.shape), 1 if output.ndim > 3 else output.ndim - 1
+        if context.source == "probs" and shape[axis] == 1:
+            raise ValueError(
+                f"Context(source='probs') is the softmax over one class alone, as y has shape {shape}: it is 1 "
+                "whatever the input, so nothing would be fed back. Use source='logits'."
+            )
+        if context.source == "logits" and context.map is None and not output.is_meta and output.isneginf().any():
+            raise ValueError(
+                "y is minus infinity for some classes of the example, as where logits are masked, and a context made "
+                "of that is NaN: use Context(source='probs'), or mask after the loop."
+            )
     else:
         shape, axis = made.site.shape, made.site.channel_dim
     if context.per == "position" and len(shape) < 3:

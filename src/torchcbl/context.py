@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from torchcbl.dtypes import in_weights_dtype
@@ -122,5 +123,6 @@ def _mean_over_positions(source: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (B, *positions, F) over the positions that the mask admits."""
     if mask is None:
         return source.flatten(1, -2).mean(dim=1)
-    weights = mask.to(source.dtype)
-    return (source * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    weights, wide = mask.to(source.dtype), torch.promote_types(source.dtype, torch.float32)  # float16 ends at 65,504
+    total, count = ((source * weights[..., None]).sum(dim=1, dtype=wide), weights.sum(dim=1, keepdim=True, dtype=wide))
+    return (total / count.clamp(min=1)).to(source.dtype)

@@ -1,4 +1,4 @@
-"""Running a function eagerly, also inside torch.compile."""
+"""Running a function eagerly inside torch.compile, or once while a program is compiled."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]
     return run
+
+
+def once_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a compiled program run a function once, while it is compiled, and take what it returned for a constant.
+
+    As `torch.compiler.assume_constant_result` does, which imports the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

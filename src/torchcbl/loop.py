@@ -355,17 +355,27 @@ class ContextLoop(Trainable, Shareable):
             self._cut = self._replayed
 
     def cut_for(self, call: Call) -> Cut:
-        """Return the planned cut, or the replayed one where a call has another form or hooks came since."""
+        """Return the planned cut, or the replayed one where a call has another form or hooks came since.
+
+        Raises:
+            RuntimeError: The backbone, or a submodule of it, is not the one that the loop was built around.
+        """
         planned = call.pattern() == self.plan.pattern and all(isinstance(v, Tensor) for v in call.values())
         cut = self._cut if planned else self._replayed
-        if not torch.compiler.is_compiling():
-            cut.check_tree()
-            if isinstance(cut, TracedCut) and cut.has_hooks():
-                return self._replayed
-        return cut
+        if cut.backbone is not self.backbone:
+            raise RuntimeError(
+                "net.backbone is another module than the loop was built around, which would go on with the old one: "
+                "build the ContextLoop again. (To compile, take torch.compile(net); nn.DataParallel makes such copies "
+                "too: take DistributedDataParallel.)"
+            )
+        changes = cut.changes()
+        if changes:
+            raise RuntimeError(changes)
+        return self._replayed if isinstance(cut, TracedCut) and cut.has_hooks() else cut
 
     def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
+        state.pop("_compiled_call_impl", None)  # bound to this loop; as nn.Module has it
         for name in ("_cut", "_replayed"):  # made again from the plan, around the copy's own modules
             del state[name]
         return state

@@ -21,8 +21,16 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     Args:
         output: y.
         target: Class indices, (B,), (B, N) or (B, H, W); or probabilities of y's shape.
+
+    Raises:
+        ValueError: There is one class alone.
     """
     axis = class_axis(output)
+    if output.shape[axis] == 1:
+        raise ValueError(
+            f"the output has one class alone, shape {tuple(output.shape)}, whose cross entropy is 0 whatever it says: "
+            "pass criterion=nn.functional.binary_cross_entropy_with_logits for yes or no, mse_loss for a number."
+        )
     target = target.movedim(axis, 1) if target.ndim == output.ndim else target
     return F.cross_entropy(output.movedim(axis, 1), target)
 
@@ -56,7 +64,8 @@ def refinement_loss(
 
     Raises:
         ValueError: The weights' name is unknown, their number is not T + 1, one is negative, they do not sum to 1, or
-            they weight an output that the loop's gradient rule leaves without a gradient.
+            they weight an output that the loop's gradient rule leaves without a gradient; or y has a single class and
+            no criterion of its own.
         TypeError: They are no numbers.
 
     Source:

@@ -180,7 +180,8 @@ def refine(adapter: Psi, raw: Tensor, old: Tensor, z: Tensor, alpha: float) -> T
             f"{adapter_name(adapter)} returned shape {tuple(new.shape)} for a hidden state of shape "
             f"{tuple(raw.shape)}: an adapter's forward(h, z) must return h's own shape."
         )
-    return new if alpha == 0.0 else torch.lerp(new, old, alpha)
+    new = new.to(raw.dtype)  # autocast computes some of it in another
+    return new if alpha == 0.0 else torch.lerp(new, old.to(new.dtype), alpha)
 
 
 SCHEDULES: dict[str, Schedule] = {schedule.name: schedule for schedule in (Literal(), Repropagate(), Synchronous())}

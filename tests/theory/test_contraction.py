@@ -298,6 +298,13 @@ def test_no_iterate_is_kept(alpha: float, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(traces[0].moved) == 20
 
 
+def test_a_report_is_printed_wherever_its_numbers_are() -> None:
+    net, x, _ = linear_loop()
+    report = cbl.contraction(net, x)
+    with torch.device("meta"):  # a default that is not the report's
+        assert "certified" in str(report)
+
+
 def test_inference_mode() -> None:
     net, x, _ = linear_loop()
     expected = cbl.contraction(net, x)

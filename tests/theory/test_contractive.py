@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 
 import torchcbl as cbl
 from subject import awaken
@@ -501,6 +503,19 @@ def test_what_cannot_be_bounded_is_refused(kind: str) -> None:
     assert net.bound is None
     assert not any(isinstance(module, BoundedLinear) for module in net.modules())
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("part", ["adapters.block3.down", "context.map"])
+def test_weights_that_are_computed_are_refused(part: str) -> None:
+    net = cbl.ContextLoop(cnn().double(), "block3", X, "additive", step_norm="frozen")
+    weight_norm(net.get_submodule(part))
+    names = [name for name, _ in net.named_parameters()]
+    with pytest.raises(ValueError, match=f"'{part}' computes its weight from other parameters"):
+        cbl.make_contractive(net)
+    assert net.bound is None
+    assert [name for name, _ in net.named_parameters()] == names
+    parametrize.remove_parametrizations(net.get_submodule(part), "weight")
+    cbl.make_contractive(net)
 
 
 def test_a_network_is_no_loop() -> None:

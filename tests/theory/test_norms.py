@@ -13,7 +13,7 @@ from torchcbl.adapters.bounded import BoundedLinear
 from torchcbl.theory import norms
 from torchcbl.theory.layers import _affine_size, through, through_batch_norm
 from torchcbl.theory.norms import conv_norm, linear_norm
-from torchcbl.theory.reach import NoBoundError, Reach
+from torchcbl.theory.reach import NoBoundError, Reach, known
 
 
 def matrix_of(layer: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -140,6 +140,13 @@ def test_sizes_are_bounded_on_the_cpu_wherever_the_weights_are() -> None:
         size = _affine_size(weight, bias, Reach(one, one))
     assert size is not None
     assert size.device.type == "cpu"
+
+
+def test_what_is_known_is_on_the_cpu_whatever_the_default() -> None:
+    with torch.device("meta"):
+        number, held = known(2.0), Reach.constant(torch.ones(3, 2, device="cpu"), per_sample=True)
+        assert bool(held.plus(Reach(number, number)).factor == 2)
+    assert number.device.type == "cpu"
 
 
 def test_bounded_linear() -> None:

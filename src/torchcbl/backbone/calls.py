@@ -39,7 +39,10 @@ class Call:
                 f"{type(example).__name__}: pass what the model is called with, for one batch."
             )
         if not any(isinstance(value, Tensor) for value in call.values()):
-            raise ValueError("example holds no tensor: pass what the model is called with, for one batch.")
+            raise ValueError(
+                "example holds no tensor: pass what the model is called with, for one batch. Tensors must be "
+                "arguments themselves, not in a dict or list: wrap the model in a module that takes them one by one."
+            )
         return call
 
     def values(self) -> list[object]:

@@ -159,7 +159,8 @@ def _set(output: object, key: Key, value: object) -> object:
 
 def _pack_like(tensor: Tensor, packed: PackedSequence) -> PackedSequence:
     """Pack (B, N, C) with the lengths and the order of another packed sequence."""
-    lengths = (packed.batch_sizes[None, :] > torch.arange(int(packed.batch_sizes[0]))[:, None]).sum(1)
+    samples = torch.arange(int(packed.batch_sizes[0]), device=packed.batch_sizes.device)  # the CPU, whatever is default
+    lengths = (packed.batch_sizes[None, :] > samples[:, None]).sum(1)
     ordered = tensor if packed.sorted_indices is None else tensor.index_select(0, packed.sorted_indices)
     data = pack_padded_sequence(ordered, lengths, batch_first=True).data
     return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)

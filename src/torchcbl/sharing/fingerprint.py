@@ -8,6 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Inventory = dict[str, list[object]]
 """Of each tensor: dtype, shape, and the first 16 hex digits of the SHA-256 of its bytes."""
@@ -15,25 +18,62 @@ Inventory = dict[str, list[object]]
 SHOWN = 3  # of each kind of difference, so that a message stays readable
 
 
-def inventory(state: Mapping[str, Tensor]) -> Inventory:
-    """List dtype, shape and digest of each tensor; what else a module has in its state (`get_extra_state`) is left out.
+def inventory(state: Mapping[str, object]) -> Inventory:
+    """List dtype, shape and digest of each tensor; what a module has by `get_extra_state` is left out.
+
+    What a quantised layer packs into a tuple counts as one value without a shape.
 
     Example:
         >>> import torch
         >>> inventory({"bias": torch.zeros(3)})
         {'bias': ['float32', [3], '15ec7bf0b50732b4']}
     """
-    return {
-        name: [str(value.dtype).removeprefix("torch."), list(value.shape), digest(value)]
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
+    return {name: _row(value) for name, value in state.items() if isinstance(value, Tensor) or is_packed(name, value)}
+
+
+def is_packed(name: str, value: object) -> bool:
+    """Say whether an entry of a state is a weight that is no tensor, as quantised layers have."""
+    return not isinstance(value, Tensor) and not name.endswith(_EXTRA_STATE_KEY_SUFFIX)
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Say whether a tensor has no memory of its own but stands for others, as torchao's quantised weights."""
+    return is_traceable_wrapper_subclass(tensor)
 
 
 def digest(tensor: Tensor) -> str:
-    """Return the first 16 hex digits of the SHA-256 of a tensor's bytes, which do not depend on its strides."""
+    """Return the first 16 hex digits of the SHA-256 of a tensor's bytes, which do not depend on its strides.
+
+    Raises:
+        TypeError: The tensor has no bytes of its own, and does not say what it stands for.
+    """
+    if is_wrapper(tensor):
+        parts, _ = tensor.detach().__tensor_flatten__()  # type: ignore[attr-defined]
+        return _joint(digest(getattr(tensor, part)) for part in parts)
     flat = tensor.detach().cpu().contiguous()
-    return hashlib.sha256(ctypes.string_at(flat.data_ptr(), flat.numel() * flat.element_size())).hexdigest()[:16]
+    if flat.numel() and not flat.data_ptr():
+        raise TypeError(f"a {type(tensor).__name__} has no bytes of its own to take a fingerprint of.")
+    return _sha(ctypes.string_at(flat.data_ptr(), flat.numel() * flat.element_size()))
+
+
+def _row(value: object) -> list[object]:
+    if isinstance(value, Tensor):
+        return [str(value.dtype).removeprefix("torch."), list(value.shape), digest(value)]
+    return [type(value).__name__, [], _joint(_leaf(leaf) for leaf in pytree.tree_leaves(value))]
+
+
+def _leaf(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return digest(value.dequantize()) if value.is_quantized else digest(value)
+
+
+def _joint(parts: Iterable[str]) -> str:
+    return _sha(" ".join(parts).encode())
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def differences(expected: Inventory, found: Inventory, digests: bool) -> list[str]:

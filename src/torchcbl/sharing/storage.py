@@ -20,7 +20,15 @@ from torchcbl.context import Context
 from torchcbl.files import write_together
 from torchcbl.halting import Halting
 from torchcbl.settings import GradientChoice, SolverChoice
-from torchcbl.sharing.fingerprint import Inventory, check_backbone, differences, inventory, refuse
+from torchcbl.sharing.fingerprint import (
+    Inventory,
+    check_backbone,
+    differences,
+    inventory,
+    is_packed,
+    is_wrapper,
+    refuse,
+)
 from torchcbl.sharing.manifest import CONFIG, LoopEntry, make_manifest, read_manifest, saved_context
 from torchcbl.sharing.options import choose_option
 
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     from torchcbl.loop import ContextLoop
 
 ADDED, BACKBONE = "adapters.safetensors", "backbone.safetensors"
+ADDED_PARTS = ("adapters", "context", "step_norm")
 
 
 def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: bool = False) -> None:
@@ -43,7 +52,8 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
         include_backbone: Whether to write the backbone's own weights too, as `backbone.safetensors`.
 
     Raises:
-        ValueError: The loop is sharded (FSDP2), so that this process holds only a part of each tensor.
+        ValueError: The loop is sharded (FSDP2), so that this process holds only a part of each tensor; or what is to be
+            written has values that safetensors cannot hold, as quantised weights.
         ImportError: safetensors is not installed.
         OSError: The folder cannot be written.
     """
@@ -51,7 +61,7 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
     target = Path(folder)
     added = added_state(net)
     manifest = make_manifest(net, inventory(added), include_backbone)
-    weights = {target / BACKBONE: _pack(_tensors(net.backbone))} if include_backbone else {}
+    weights = {target / BACKBONE: _pack(_whole_backbone(net.backbone))} if include_backbone else {}
     described = json.dumps(manifest, indent=1) + "\n"
     write_together({target / ADDED: _pack(added), **weights, target / CONFIG: described})
     if not include_backbone:
@@ -144,8 +154,9 @@ def load(
     _take_dtypes(net, added)
     advice = "Pass the adapter and the context that it was saved with."
     refuse("the loop", differences(manifest["added"], inventory(added_state(net)), digests=False), advice)
-    unexpected = net.load_state_dict(added, strict=False).unexpected_keys  # of its own none is missing
-    assert not unexpected
+    for name in ADDED_PARTS:  # part by part: the backbone's own loaders may want a whole state
+        own = {key.removeprefix(f"{name}."): value for key, value in added.items() if key.startswith(f"{name}.")}
+        net.get_submodule(name).load_state_dict(own, strict=False)  # of its own no tensor is missing
     if weights is not None:  # last, so that whatever is refused leaves the backbone as it was
         backbone.load_state_dict(weights, strict=False)
     if loop["contractive"] is not None:
@@ -183,7 +194,23 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
+def _whole_backbone(backbone: nn.Module) -> dict[str, Tensor]:
+    lost = [name for name, value in backbone.state_dict().items() if is_packed(name, value)]
+    if lost:
+        raise ValueError(
+            f"'{lost[0]}' of the backbone is no tensor that safetensors can hold, as of a quantised layer: save "
+            "without include_backbone, and the backbone by its own means."
+        )
+    return _tensors(backbone)
+
+
 def _pack(state: Mapping[str, Tensor]) -> bytes:
+    for name, value in state.items():
+        if is_wrapper(value):
+            raise ValueError(
+                f"'{name}' is a {type(value).__name__}, which safetensors cannot hold: save without include_backbone, "
+                "and the backbone by its own means."
+            )
     # clones, because safetensors refuses tensors that share memory (tied weights)
     packed: bytes = _safetensors().save({k: value.detach().cpu().contiguous().clone() for k, value in state.items()})
     return packed

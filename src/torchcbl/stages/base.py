@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torchcbl.backbone.calls import Call
 from torchcbl.backbone.layout import Layout
+from torchcbl.eager import once_compiled
 from torchcbl.solvers.base import NotSelectableError
 from torchcbl.stages.selection import Rules, learn, select
 from torchcbl.step_norm import Step, StepNorm
@@ -93,29 +94,29 @@ class Cut(ABC):
             for name, child in parent._modules.items()
         ]
         self._counts = {parent: len(parent._modules) for parent, _, _ in self._tree}
+        self._forwards = {module: own_forward(module) for module in self._modules()}
 
-    def check_tree(self) -> None:
-        """Refuse to run a backbone whose submodules were replaced after it was cut.
-
-        Raises:
-            RuntimeError: A submodule was replaced or removed, or one was added to a module that had some.
-        """
+    @once_compiled
+    def changes(self) -> str:
+        """Say which submodule of the backbone was replaced, removed or added after it was cut; empty when none was."""
         for parent, name, child in self._tree:
             if parent._modules.get(name) is not child:
-                raise RuntimeError(
+                return (
                     f"submodule '{name}' of {type(parent).__name__} was replaced after the loop was built, which would "
                     "go on with the old one: build the ContextLoop again."
                 )
         for parent, count in self._counts.items():
             if len(parent._modules) != count:
-                raise RuntimeError(
+                return (
                     f"submodule '{next(reversed(parent._modules))}' of {type(parent).__name__} was added after the "
                     "loop was built, which would go on without it: build the ContextLoop again."
                 )
+        return ""
 
+    @once_compiled
     def has_hooks(self) -> bool:
-        """Say whether the backbone or a submodule has hooks on its call or its gradient now."""
-        return any(map(has_hooks, self._modules()))
+        """Say whether a module has hooks on its call or its gradient now, or a `forward` set on it since it was cut."""
+        return any(has_hooks(module) or own_forward(module) is not own for module, own in self._forwards.items())
 
     def _modules(self) -> Iterator[nn.Module]:
         yield self.backbone
@@ -206,6 +207,14 @@ def has_hooks(module: nn.Module) -> bool:
     """Say whether a module has hooks on its call or its gradient, which run only where the module itself is called."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return any(hooks)
+
+
+def own_forward(module: nn.Module) -> object:
+    """Return the `forward` that was set on a module itself, as accelerate's hooks do; None where its class's runs."""
+    if isinstance(module, torch.jit.ScriptModule):  # which keeps its methods there
+        return None
+    found = module.__dict__.get("forward")
+    return getattr(found, "stands_for", found)  # another loop may be at work in another thread
 
 
 def copy_tensors(value: object) -> object:

@@ -118,9 +118,10 @@ def _remove(modules: Iterable[nn.Module]) -> None:
 class _StandIn:
     """Answers in the place of a method. A copy that takes it along, made just as it came, has that method instead."""
 
-    def __init__(self, answer: Function, method: Function) -> None:
+    def __init__(self, answer: Function, method: Function, before: object) -> None:
         self.answer = answer
         self.__wrapped__ = method  # whose signature is asked for
+        self.stands_for = before
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         return self.answer(*args, **kwargs)
@@ -146,14 +147,15 @@ class _Interceptor:
         own_state: Function | None = getattr(module, "__getstate__", None)  # Python 3.10 with an older torch has none
         self.get_state: Function = own_state or functools.partial(vars, module)
         self.hooked = has_hooks(module) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-        stand_ins = {
-            "forward": _StandIn(self.call_forward, self.forward),
-            "__getstate__": _StandIn(self.state, self.get_state),
+        stood_in: dict[str, tuple[Function, Function]] = {
+            "forward": (self.call_forward, self.forward),
+            "__getstate__": (self.state, self.get_state),
         }
         if self.hooked:
-            stand_ins["_call_impl"] = _StandIn(self.call_all, self.call)
-        self.replaced = {name: module.__dict__.get(name) for name in stand_ins}
-        module.__dict__.update(stand_ins)
+            stood_in["_call_impl"] = self.call_all, self.call
+        self.replaced = {name: module.__dict__.get(name) for name in stood_in}
+        for name, (answer, method) in stood_in.items():
+            module.__dict__[name] = _StandIn(answer, method, self.replaced[name])
 
     def call_forward(self, *args: object, **kwargs: object) -> object:
         """Stand in for `forward`."""

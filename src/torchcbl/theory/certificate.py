@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +17,7 @@ from torchcbl.step_norm import StepStatistics, module_key
 from torchcbl.theory import adapters
 from torchcbl.theory.functions import Operand, through_function
 from torchcbl.theory.layers import Shape, through, through_batch_norm
-from torchcbl.theory.reach import NoBoundError, Reach
+from torchcbl.theory.reach import NoBoundError, Reach, known
 from torchcbl.theory.recording import record
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class Certifier:
         # a state that is z itself may be any vector, not only what the context makes of probabilities
         is_state = self.net.config.alpha == 0 and prod(z_shape[1:]) < prod(self.shapes[self.source][1:])
         size = None if is_state else adapters.simplex_size(self.net.context)
-        one = Reach(torch.ones(1, dtype=torch.float64), size)
+        one = Reach(known(1.0), size)
 
         def refine(index: int, h: Reach, shape: Shape) -> Reach:
             return adapters.refined(list(self.net.adapters.values())[index], h, one, shape, z_shape)

@@ -248,7 +248,7 @@ def _row(name: str, values: Tensor) -> str:
     shown = values[values.isfinite()]
     if not len(shown):
         return f"  {name}: unknown"
-    low, middle, high = (float(q) for q in torch.quantile(shown.double(), torch.tensor([0.0, 0.5, 1.0]).double()))
+    low, middle, high = (float(q) for q in torch.quantile(shown.double(), shown.new_tensor([0.0, 0.5, 1.0]).double()))
     return f"  {name}: {low:.3g} to {high:.3g}, median {middle:.3g}"
 
 

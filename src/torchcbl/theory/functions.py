@@ -9,7 +9,7 @@ from math import prod, sqrt
 import torch
 
 from torchcbl.theory.layers import SLOPES, Shape, leaky, pointwise, softplus
-from torchcbl.theory.reach import NoBoundError, Reach
+from torchcbl.theory.reach import NoBoundError, Reach, known
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _broadcast(value: Operand | float, after: Shape) -> Reach:
     """What is written several times counts as often."""
     if isinstance(value, Operand):
         return value.reach.kept(sqrt(_repeats(value, after)))
-    return Reach(torch.zeros(1, dtype=torch.float64), torch.full((1,), abs(float(value)), dtype=torch.float64))
+    return Reach(known(0.0), known(abs(float(value))))
 
 
 def _joined(after: Shape, tensors: Operand | Sequence[Operand], dim: int = 0) -> Reach:

@@ -15,6 +15,11 @@ class NoBoundError(Exception):
     """The architecture allows no bound; the message says what stands in the way."""
 
 
+def known(value: Tensor | float) -> Tensor:
+    """Return a factor or a size as (B,) or (1,) float64 on the CPU, where certificates are put together."""
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1)
+
+
 @dataclass(frozen=True)
 class Reach:
     """A value v of the network as a function of the loop's state s, sample by sample.
@@ -39,12 +44,12 @@ class Reach:
         size = (
             None if not value.numel() else entries.flatten(1).amax(dim=1) if per_sample else entries.amax().reshape(1)
         )
-        return cls(torch.zeros(1, dtype=torch.float64), None if size is None else size.cpu(), held)
+        return cls(known(0.0), None if size is None else size.cpu(), held)
 
     @classmethod
     def unknown(cls) -> Reach:
         """A value that does not depend on the state, and of which nothing else is known."""
-        return cls(torch.zeros(1, dtype=torch.float64))
+        return cls(known(0.0))
 
     @property
     def moves(self) -> bool:
@@ -53,11 +58,11 @@ class Reach:
 
     def times(self, factor: Factor, size: Tensor | float | None = None) -> Reach:
         """What a map with that Lipschitz constant makes of it; the constant is computed only where it matters."""
-        bound = torch.as_tensor(size, dtype=torch.float64).reshape(-1) if size is not None else None
+        bound = known(size) if size is not None else None
         if not self.moves:
             return Reach(self.factor, bound)
         value = factor() if callable(factor) else factor
-        return Reach(self.factor * torch.as_tensor(value, dtype=torch.float64), bound)
+        return Reach(self.factor * known(value), bound)
 
     def kept(self, factor: Factor = 1.0) -> Reach:
         """What a map that enlarges no entry makes of it."""
@@ -79,7 +84,7 @@ class Reach:
         Raises:
             NoBoundError: One depends on the state and the other has no bound.
         """
-        factor = torch.zeros(1, dtype=torch.float64)
+        factor = known(0.0)
         for moving, held in ((self, other), (other, self)):
             if not moving.moves:
                 continue
