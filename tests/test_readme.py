@@ -38,11 +38,14 @@ def test_the_snippets_print_what_they_say() -> None:
 
 def test_the_options_page_runs_as_pasted() -> None:
     page = README.parent / "docs" / "options.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 3)]
-    model = nn.Sequential(OrderedDict(zip(("site", "layer4", "last", "head"), layers, strict=True)))
-    names = {"cbl": cbl, "nn": nn, "model": model, "sites": ["site"], "x": torch.randn(5, 4)}
-    exec(compile(code, str(page), "exec"), names)
+    codes = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(codes) == 2
+    layers = {f"layer{i}": nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for i in range(1, 5)}
+    model = nn.Sequential(OrderedDict(conv1=nn.Linear(4, 8), **layers, fc=nn.Linear(8, 3)))
+    names = {"cbl": cbl, "nn": nn, "model": model, "sites": ["layer3"], "x": torch.randn(5, 4)}
+    for code in codes:
+        exec(compile(code, str(page), "exec"), names)
+    assert cbl.sites(model, example=names["x"])[:3] == ["conv1", "layer1", "layer1.0"]
 
 
 def test_the_tables_are_those_of_the_records() -> None:
