@@ -124,5 +124,5 @@ def _mean_over_positions(source: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return source.flatten(1, -2).mean(dim=1)
     weights, wide = mask.to(source.dtype), torch.promote_types(source.dtype, torch.float32)  # float16 ends at 65,504
-    total, count = ((source * weights[..., None]).sum(dim=1, dtype=wide), weights.sum(dim=1, keepdim=True, dtype=wide))
+    total, count = (source * weights[..., None]).sum(dim=1, dtype=wide), weights.sum(dim=1, keepdim=True, dtype=wide)
     return (total / count.clamp(min=1)).to(source.dtype)

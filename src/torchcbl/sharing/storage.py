@@ -61,7 +61,7 @@ def save(net: ContextLoop, folder: str | PathLike[str], *, include_backbone: boo
     target = Path(folder)
     added = added_state(net)
     manifest = make_manifest(net, inventory(added), include_backbone)
-    weights = {target / BACKBONE: _pack(_whole_backbone(net.backbone))} if include_backbone else {}
+    weights = {target / BACKBONE: _pack(_weights(net.backbone))} if include_backbone else {}
     described = json.dumps(manifest, indent=1) + "\n"
     write_together({target / ADDED: _pack(added), **weights, target / CONFIG: described})
     if not include_backbone:
@@ -194,25 +194,21 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
-def _whole_backbone(backbone: nn.Module) -> dict[str, Tensor]:
-    lost = [name for name, value in backbone.state_dict().items() if is_packed(name, value)]
-    if lost:
-        raise ValueError(
-            f"'{lost[0]}' of the backbone is no tensor that safetensors can hold, as of a quantised layer: save "
-            "without include_backbone, and the backbone by its own means."
-        )
-    return _tensors(backbone)
+def _weights(module: nn.Module) -> dict[str, object]:
+    """Return a module's tensors and what quantised layers have in their place."""
+    return {name: v for name, v in module.state_dict().items() if isinstance(v, Tensor) or is_packed(name, v)}
 
 
-def _pack(state: Mapping[str, Tensor]) -> bytes:
+def _pack(state: Mapping[str, object]) -> bytes:
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_wrapper(value)}
     for name, value in state.items():
-        if is_wrapper(value):
+        if name not in tensors:
             raise ValueError(
                 f"'{name}' is a {type(value).__name__}, which safetensors cannot hold: save without include_backbone, "
                 "and the backbone by its own means."
             )
     # clones, because safetensors refuses tensors that share memory (tied weights)
-    packed: bytes = _safetensors().save({k: value.detach().cpu().contiguous().clone() for k, value in state.items()})
+    packed: bytes = _safetensors().save({k: value.detach().cpu().contiguous().clone() for k, value in tensors.items()})
     return packed
 
 

@@ -211,9 +211,9 @@ def has_hooks(module: nn.Module) -> bool:
 
 def own_forward(module: nn.Module) -> object:
     """Return the `forward` that was set on a module itself, as accelerate's hooks do; None where its class's runs."""
-    if isinstance(module, torch.jit.ScriptModule):  # which keeps its methods there
-        return None
     found = module.__dict__.get("forward")
+    if found is None or isinstance(module, torch.jit.ScriptModule):  # which keeps its methods there
+        return None
     return getattr(found, "stands_for", found)  # another loop may be at work in another thread
 
 

@@ -94,9 +94,9 @@ def make_contractive(net: ContextLoop, gamma: float = 0.9) -> ContextLoop:
             f"this loop cannot be made contractive: the context's map is a {type(context_map).__name__}, and only the "
             "affine one can be held: leave Context.map out."
         )
+    held = [context_map, *(layer for pair in layers for part in pair for layer in part.values())]
     for name, module in net.named_modules():
-        computed = module is context_map or any(module in layer.values() for pair in layers for layer in pair)
-        if computed and "weight" not in module._parameters:
+        if module in held and "weight" not in module._parameters:
             raise ValueError(
                 f"this loop cannot be made contractive: '{name}' computes its weight from other parameters, which "
                 "would no longer be trained. Call torch.nn.utils.parametrize.remove_parametrizations first."
