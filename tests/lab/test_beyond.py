@@ -133,10 +133,10 @@ def test_released_loops_are_held_against_networks_that_differ_by_one_thing_they_
     }
     found = {one.treatment: {control.name: control for control in one.controls} for one in beyond(findings(scores))}
     loop, with_dropout = found["as-released-cbl"], found["as-released-cbl-dropout"]
-    assert set(loop) == {"as-released-standard", "as-released-standard-no-dropout", "as-released-cbl at step 0"}
+    assert set(loop) == {"as-released-standard", "as-released-standard-no-dropout"}
     assert loop["as-released-standard"].isolates == "the released comparison: no loop, but dropout"
     assert loop["as-released-standard-no-dropout"].holds_equal.endswith("dropout (none) with as-released-cbl")
-    assert set(with_dropout) == {"as-released-standard", "as-released-cbl-dropout at step 0"}
+    assert set(with_dropout) == {"as-released-standard"}
     assert with_dropout["as-released-standard"].holds_equal.endswith("dropout (0.5) with as-released-standard")
 
 
@@ -151,7 +151,7 @@ def test_released_loops_are_treatments_of_their_own_network() -> None:
     found = {one.treatment: [control.name for control in one.controls] for one in beyond(findings(scores))}
     assert list(found) == ["cbl", "as-released-cbl", "as-released-cbl-dropout"]
     assert set(found["cbl"]) == {"standard", "loop-free"}
-    assert set(found["as-released-cbl"]) == {"as-released-standard", "as-released-cbl at step 0"}
+    assert set(found["as-released-cbl"]) == {"as-released-standard"}
     assert "as-released-cbl gains" not in overall(beyond(findings(scores))[1])
 
 
@@ -177,12 +177,12 @@ def test_another_loop_is_the_treatment_where_there_is_no_cbl() -> None:
         (EQUAL, "no difference shown; practically equal, within 0.5 points with probability > 0.999."),
         (
             OPEN,
-            "no difference shown and none ruled out; better by more than 0.5 points with probability 0.31, worse with",
+            "no difference shown, and neither sign ruled out; better by more than 0.5 points with probability 0.31,",
         ),
         (OPEN, "to see 0.5 points needs 21 seeds, 47 to be safe."),
         ([0.4], "adds 0.40 points in the only paired run: cannot say, a test needs at least 2 paired seeds."),
         ([0.4, 0.4, 0.4], "adds 0.40 points in each of 3 paired runs: cannot say, no test without spread."),
-        ([0.4, 0.6], "n = 2, p = 0.13): no difference shown and none ruled out"),
+        ([0.4, 0.6], "n = 2, p = 0.13): no difference shown, and neither sign ruled out"),
     ],
 )
 def test_each_case_has_its_verdict(differences: Sequence[float], said: str) -> None:
@@ -200,11 +200,91 @@ def test_verdict_goes_by_the_corrected_p() -> None:
 
 
 def test_what_holds_on_these_images_only_is_said() -> None:
-    wide, narrow = (compare({0: low, 1: high}, {0: 0.0, 1: 0.0}).t_interval for low, high in ((0.5, 1.5), (1.0, 1.1)))
-    assert "this holds for these test data, on new ones the sign stays open (-5.35 to 7.35)" in sentence(
-        a_control(GAINED, two_level=wide)
+    wide = compare({0: 0.5, 1: 1.5}, {0: 0.0, 1: 0.0}).t_interval
+    open_ = "this holds for these test data, on new ones sign and size stay open (-5.35 to 7.35)"
+    assert open_ in sentence(a_control(GAINED, two_level=wide))
+    assert "open" not in sentence(a_control(GAINED, two_level=Interval(0.6, 1.5)))
+    inside = sentence(a_control(GAINED, two_level=Interval(0.37, 1.64)))
+    assert inside.endswith("> 0.999; this holds for these test data, on new ones the size stays open (0.37 to 1.64).")
+    lost = sentence(a_control([-d for d in GAINED], two_level=Interval(-1.64, -0.37)))
+    assert lost.endswith("on new ones the size stays open (-1.64 to -0.37).")
+
+
+def test_overall_says_what_holds_on_these_images_only() -> None:
+    small = [d / 4 for d in GAINED]
+    found = the({"standard": BASE, "no-context": BASE, "cbl": plus(small)})
+    wide = Interval(-0.35, 0.95)
+    controls = tuple(dataclasses.replace(one, two_level=wide) for one in found.controls if one.name != "loop-free")
+    text = overall(dataclasses.replace(found, controls=controls))
+    aside = "practically equal within 0.5 on these test data, on new ones -0.35 to 0.95"
+    assert text.startswith(f"The loop gains 0.26 points over standard ({aside}).")
+    assert f"no-context (+0.26 points, {aside})" in text
+    worse = the({"standard": plus((0.9, 0.3, 0.8, 0.2, 0.6)), "cbl": BASE})
+    (plain,) = (one for one in worse.controls if one.name == "standard")
+    comparison = dataclasses.replace(plain.comparison, p_holm=0.2)
+    plain = dataclasses.replace(plain, comparison=comparison, two_level=Interval(-1.4, 0.2))
+    text = overall(dataclasses.replace(worse, controls=(plain,)))
+    assert "a gain is all but ruled out on these test data, and open on new ones (95% -1.40 to 0.20)." in text
+    assert "; this holds for these test data, on new ones the sign stays open (-1.40 to 0.20)." in sentence(plain)
+
+
+@pytest.mark.parametrize(
+    ("arm", "weights", "control"),
+    [
+        ("cbl", "", True),
+        ("cbl", "linear", True),
+        ("cbl", "last", False),
+        ("cbl-gate", "", False),
+        ("as-released-cbl", "", False),
+    ],
+)
+def test_step_zero_is_a_control_only_where_it_was_trained(arm: str, weights: str, control: bool) -> None:
+    plain = "as-released-standard" if arm.startswith("as-released") else "standard"
+    made = findings({plain: BASE, arm: plus(GAINED)})
+    recipe = dataclasses.replace(made.recipe, weights=weights)
+    records = tuple(dataclasses.replace(one, recipe=recipe.as_dict()) for one in made.records)
+    (found,) = beyond(Findings(recipe, records))
+    names = [one.name for one in found.controls if one.name != plain]
+    assert bool(names) is control
+    assert found.num_comparisons == 1 + control
+    said = "Its own step 0 is no control: it was trained on later answers alone."
+    assert overall(found).endswith(said) is not control
+
+
+def test_a_loop_in_place_of_cbl_is_held_against_the_plain_network_alone() -> None:
+    # the others' adapter, loss and size are those of `cbl`
+    scores = {"standard": BASE, "cbl-gate": plus(GAINED), "no-context": BASE, "wider-params": BASE}
+    assert [control.name for control in the(scores).controls] == ["standard"]
+    with_cbl = {**scores, "cbl": plus(GAINED)}
+    assert {control.name for control in the(with_cbl).controls} == {
+        "standard",
+        "no-context",
+        "wider-params",
+        "loop-free",
+    }
+
+
+def test_equal_differences_that_will_never_have_a_test_are_not_to_come() -> None:
+    text = overall(the({"standard": BASE, "no-context": BASE, "cbl": plus([0.5] * SEEDS)}))
+    assert "No test is possible against loop-free (+0.80 points), no-context (+0.50 points), standard" in text
+    assert "No test is possible yet against ensemble." in overall(
+        the({"standard": BASE, "cbl": plus(GAINED)}, planned=("ensemble",))
     )
-    assert "sign stays open" not in sentence(a_control(GAINED, two_level=narrow))
+
+
+@pytest.mark.parametrize(("p", "written"), [(0.0497, "0.0497"), (0.0503, "0.0503"), (0.05, "0.05"), (0.049, "0.049")])
+def test_a_p_value_is_not_rounded_onto_the_level_it_is_judged_by(p: float, written: str) -> None:
+    comparison = dataclasses.replace(a_control(OPEN).comparison, p_holm=p)
+    assert f"p = {written})" in sentence(dataclasses.replace(a_control(OPEN), comparison=comparison))
+
+
+def test_a_probability_is_not_rounded_onto_the_level_it_is_judged_by() -> None:
+    control = a_control([d / 2 for d in GAINED])
+    assert control.practical is not None
+    near = dataclasses.replace(control.practical, better=0.947, equal=0.053, worse=0.0)
+    assert "is open (by more than 0.5 points with probability 0.947)" in sentence(
+        dataclasses.replace(control, practical=near)
+    )
 
 
 def test_practically_equal_on_these_images_only_is_said() -> None:

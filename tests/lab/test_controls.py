@@ -170,6 +170,12 @@ class TestFrozenContext:
             thread.join()
         assert all(torch.equal(found[index], expected[index % 2]) for index in range(8))
 
+    def test_with_one_step_it_would_be_the_method(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"frozen-context needs steps of at least 2, got 1: .* 'cbl' under another"
+        ):
+            build("frozen-context", steps=1)
+
     def test_outside_its_loop_it_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="FrozenContext runs outside a FrozenLoop"):
             FrozenContext(3, 2)(torch.zeros(1, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from torchcbl.lab.recipe import load_recipe
-from torchcbl.lab.report.robustness import sentences
+from torchcbl.lab.report.robustness import sentences, tables
 from torchcbl.lab.robustness import NoisyRun, Robustness
 
 RATIOS = ("clean", "10 dB", "0 dB")
@@ -59,3 +59,12 @@ def test_studies_without_a_difference_seldom_show_one() -> None:
         runs = [a_run(arm, seed, *(0.8 + rng.normal(0, 0.01, 3))) for arm in ("standard", *RIVALS) for seed in range(4)]
         shown += any("differs" in said for said in sentences(study(*runs, arms=("standard", *RIVALS))))
     assert shown <= 7
+
+
+def test_the_released_code_has_its_own_baseline() -> None:
+    runs = [a_run("as-released-standard", seed, 0.9, 0.8, 0.7) for seed in range(3)]
+    runs += [a_run("as-released-cbl", seed, 0.9, 0.8, 0.7 + 0.001 * seed) for seed in range(3)]
+    found = study(*runs, arms=("as-released-standard", "as-released-cbl"))
+    (said,) = sentences(found)
+    assert said.startswith("as-released-cbl against as-released-standard: no difference shown at any ratio")
+    assert tables(found)[1].rows[0][0] == "as-released-cbl minus as-released-standard"

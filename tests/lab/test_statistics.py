@@ -252,3 +252,19 @@ def test_comparisons_that_are_still_to_come_count_for_the_correction() -> None:
     assert alone.p_holm == alone.t_test.p
     assert partial.p_holm == 2 * alone.t_test.p
     assert partial.num_comparisons == 2
+
+
+def test_equal_differences_stay_equal_when_results_keep_seven_digits() -> None:
+    for n, right in ((397, (222, 337, 100)), (11_005, (9_000, 9_101, 10_222))):
+        gained = 2
+        before = {seed: 100 * round(count / n, 7) for seed, count in enumerate(right)}
+        after = {seed: 100 * round((count + gained) / n, 7) for seed, count in enumerate(right)}
+        found = compare(after, before)
+        assert found.t_test is None
+        assert found.t_interval is None
+        assert found.mean == pytest.approx(100 * gained / n, abs=1e-4)
+    assert compare({0: 0.0, 1: 0.01}, {0: 0.0, 1: 0.0}).t_test is not None  # one image of 10,000
+
+
+def test_an_interval_has_no_negative_zero() -> None:
+    assert str(Interval(-0.001, 0.59)) == "0.00 to 0.59"

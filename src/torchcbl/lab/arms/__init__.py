@@ -44,6 +44,7 @@ _ALL: tuple[Arm, ...] = (
         _SAME,
         map=FrozenContext,
         loop=FrozenLoop,
+        fewest_steps=2,
     ),
     Loop(
         "label-context",

@@ -66,6 +66,10 @@ class Arm(ABC):
         """Return the arm as a recipe wants it, its loss included; most arms are not adjustable."""
         return self
 
+    def trains_first(self, recipe: Recipe) -> bool:
+        """Say whether y_0 has a share in the loss; without one it is no answer to hold y_T against."""
+        return True
+
     def outputs(self, model: nn.Module, x: Tensor, target: Tensor | None = None) -> Sequence[Tensor]:
         """Compute the logits of every step.
 

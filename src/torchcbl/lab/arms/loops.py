@@ -14,6 +14,7 @@ from torchcbl.lab.arms.base import Arm, Shape, standard_backbone
 from torchcbl.lab.arms.contexts import told
 from torchcbl.lab.arms.seeds import derive_seed, example_of, seeded
 from torchcbl.lab.recipe import Recipe
+from torchcbl.loss import lambda_weights
 
 SITES = ("block1", "block2", "block3")
 
@@ -28,6 +29,7 @@ class Loop(Arm):
         adjustable: Whether the recipe's `adapter` and `weights` hold for it.
         map: Makes the context from the logits: called with (K, D); None for the affine map.
         loop: The class of the loop.
+        fewest_steps: T from which on it is another arm than `cbl`.
         family: Arms of one family start with the same adapters and the same context.
     """
 
@@ -36,10 +38,20 @@ class Loop(Arm):
     adjustable: bool = True
     map: Callable[[int, int], nn.Module] | None = None
     loop: type[cbl.ContextLoop] = cbl.ContextLoop
+    fewest_steps: int = 1
     family: str = "cbl"
 
     def build(self, recipe: Recipe, shape: Shape, num_classes: int, seed: int) -> nn.Module:
-        """See `Arm.build`."""
+        """See `Arm.build`.
+
+        Raises:
+            ValueError: There are too few steps for the arm to differ from `cbl`.
+        """
+        if recipe.steps < self.fewest_steps:
+            raise ValueError(
+                f"{self.name} needs steps of at least {self.fewest_steps}, got {recipe.steps}: with fewer it would be "
+                "'cbl' under another name. Leave the arm out, or ask for more steps."
+            )
         backbone = standard_backbone(recipe, shape, num_classes, seed)
         example = example_of(shape)
         labels = told(torch.arange(len(example)) % num_classes) if self.oracle else nullcontext()
@@ -61,6 +73,10 @@ class Loop(Arm):
         if not self.adjustable:
             return self
         return replace(self, adapter=recipe.adapter or self.adapter, weights=recipe.weights or self.weights)
+
+    def trains_first(self, recipe: Recipe) -> bool:
+        """See `Arm.trains_first`."""
+        return lambda_weights(self.adjusted(recipe).weights, recipe.steps)[0] > 0
 
     def outputs(self, model: nn.Module, x: Tensor, target: Tensor | None = None) -> Sequence[Tensor]:
         """See `Arm.outputs`."""

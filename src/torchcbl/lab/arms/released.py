@@ -110,6 +110,10 @@ class Released(Arm):
     feedback: bool = False
     dropout: bool = True
 
+    def trains_first(self, recipe: Recipe) -> bool:
+        """See `Arm.trains_first`: the loss is on y_T alone."""
+        return not self.feedback
+
     def build(self, recipe: Recipe, shape: Shape, num_classes: int, seed: int) -> nn.Module:
         """See `Arm.build`."""
         with seeded(seed):

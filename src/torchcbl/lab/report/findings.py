@@ -12,7 +12,7 @@ from typing import Any, cast
 from torchcbl.lab.derived import with_derived
 from torchcbl.lab.recipe import Recipe, differences
 from torchcbl.lab.records import Record
-from torchcbl.lab.report.families import BASELINE, BASELINES, compare_arms, family, treatments
+from torchcbl.lab.report.families import BASELINES, baseline_of, compare_arms, family, treatments
 from torchcbl.lab.report.listing import count, listed
 from torchcbl.lab.report.progress import planned_runs, progress
 from torchcbl.lab.report.roles import is_loop, same_network, told
@@ -82,15 +82,14 @@ class Findings:
     @property
     def baseline(self) -> str:
         """The plain network that the others are held against."""
-        present = {*self.recipe.arms, *self.arms}
-        return next((arm for arm in BASELINES if arm in present), BASELINE)
+        return baseline_of({*self.recipe.arms, *self.arms})
 
     @cached_property
     def families(self) -> dict[str, list[Comparison]]:
         """The treatments that have finished runs, each against all of its controls."""
         runs = {arm: self.runs(arm) for arm in self.arms}
         return {
-            treatment: [self._as_one_of_the_loops(one) for one in family(treatment, runs, self.recipe.arms)]
+            treatment: [self._as_one_of_the_loops(one) for one in family(treatment, runs, self.recipe)]
             for treatment in treatments(self.arms)
         }
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torchcbl.files import write_atomically
 from torchcbl.lab.records import run_name
 from torchcbl.lab.report.drawing import canvas, legend, styled, title
-from torchcbl.lab.report.families import BASELINE
+from torchcbl.lab.report.families import baseline_of
 from torchcbl.lab.report.looks import colour, marker
 from torchcbl.lab.report.progress import lacking, lead
 from torchcbl.lab.report.roles import TOLD, is_oracle
@@ -52,10 +52,11 @@ def tables(found: Robustness) -> list[Table]:
         for step in range(_steps(found, arm))
     ]
     built = [Table(f"{what}: mean and 95% interval over the seeds", ("Model", *_ratios(found), "n"), tuple(rows))]
-    compared = [arm for arm in found.arms if arm != BASELINE]
-    if BASELINE in found.arms and compared:
+    baseline = _baseline(found)
+    compared = [arm for arm in found.arms if arm != baseline]
+    if baseline in found.arms and compared:
         differences = tuple(
-            (f"{arm} minus {BASELINE}", *(_difference(_compared(found, arm, r)) for r in range(len(_ratios(found)))))
+            (f"{arm} minus {baseline}", *(_difference(_compared(found, arm, r)) for r in range(len(_ratios(found)))))
             for arm in compared
         )
         built.append(
@@ -66,10 +67,11 @@ def tables(found: Robustness) -> list[Table]:
 
 def sentences(found: Robustness) -> list[str]:
     """Say where a difference is shown and where none is."""
-    if BASELINE not in found.arms:
-        said = [f"No finished run of the arm {BASELINE}: nothing to compare with."]
+    baseline = _baseline(found)
+    if baseline not in found.arms:
+        said = [f"No finished run of the arm {baseline}: nothing to compare with."]
     else:
-        said = [_sentence(found, arm) for arm in found.arms if arm != BASELINE]
+        said = [_sentence(found, arm) for arm in found.arms if arm != baseline]
     return [*said, missing] if (missing := _partial(found)) else said
 
 
@@ -78,12 +80,12 @@ def _partial(found: Robustness) -> str:
 
 
 def _sentence(found: Robustness, arm: str) -> str:
-    ratios, told = _ratios(found), is_oracle(arm)
+    ratios, told, baseline = _ratios(found), is_oracle(arm), _baseline(found)
     results = [(ratio, _compared(found, arm, index)) for index, ratio in enumerate(ratios)]
     pairs = results[0][1]
     if all(one.t_test is None for _, one in results):
-        return f"{arm} against {BASELINE}: no test possible, which needs two pairs of runs that differ."
-    rivals = {name for name in (*found.recipe.arms, *found.arms) if name != BASELINE and not is_oracle(name)}
+        return f"{arm} against {baseline}: no test possible, which needs two pairs of runs that differ."
+    rivals = {name for name in (*found.recipe.arms, *found.arms) if name != baseline and not is_oracle(name)}
     arms = 1 if told else len(rivals)
     over = f"{len(ratios)} ratios" + (f" and {arms} arms" if arms > 1 else "")
     left_out = f", left out: seed {', '.join(map(str, pairs.unpaired))}" if pairs.unpaired else ""
@@ -94,8 +96,8 @@ def _sentence(found: Robustness, arm: str) -> str:
         if one.t_test is not None and one.t_test.p < SIGNIFICANCE / (len(ratios) * arms)
     ]
     if shown:
-        return f"{arm} differs from {BASELINE} by {', '.join(shown)}: {level}{lead(pairs.n, found.recipe.seeds)}."
-    return f"{arm} against {BASELINE}: no difference shown at any ratio, {level}."
+        return f"{arm} differs from {baseline} by {', '.join(shown)}: {level}{lead(pairs.n, found.recipe.seeds)}."
+    return f"{arm} against {baseline}: no difference shown at any ratio, {level}."
 
 
 def render(found: Robustness) -> str:
@@ -132,9 +134,14 @@ def _cell(found: Robustness, arm: str, ratio: int, step: int) -> str:
     return spread(summarise(values)).split(" ")[0] + (f" ({interval})" if interval else "")
 
 
+def _baseline(found: Robustness) -> str:
+    return baseline_of((*found.recipe.arms, *found.arms))
+
+
 def _compared(found: Robustness, arm: str, ratio: int) -> Comparison:
-    scores = [{run.seed: 100 * run.accuracy[ratio][-1] for run in found.of(name)} for name in (arm, BASELINE)]
-    return compare(*scores, names=(arm, BASELINE))
+    names = (arm, _baseline(found))
+    scores = [{run.seed: 100 * run.accuracy[ratio][-1] for run in found.of(name)} for name in names]
+    return compare(*scores, names=names)
 
 
 def _difference(comparison: Comparison) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchcbl.lab.recipe import DERIVED_ARMS
-
 if TYPE_CHECKING:
     from torchcbl.lab.arms import Arm
+    from torchcbl.lab.recipe import Recipe
 
 TOLD = "it is told the labels: an upper bound, no competitor"
 """What is said of every oracle."""
@@ -40,6 +39,12 @@ def told(name: str) -> str:
     return f" {TOLD.capitalize()}." if is_oracle(name) else ""
 
 
+def trains_first(name: str, recipe: Recipe) -> bool:
+    """Say whether an arm's y_0 has a share in its loss; of arms that this version does not know, that it has."""
+    arm = arm_of(name)
+    return arm is None or arm.trains_first(recipe)
+
+
 def is_loop(name: str) -> bool:
     """Say whether an arm is the method itself, in some form, and so no control of it.
 
@@ -60,23 +65,6 @@ def same_network(name: str, other: str) -> bool:
     return name.startswith(_RELEASED) == other.startswith(_RELEASED)
 
 
-def is_control(name: str, treatment: str) -> bool:
-    """Say whether a loop can be held against an arm: one on its network, no loop, not told the labels, and trained.
-
-    A loop of the released code that has dropout is not held against the released network without: between those two
-    both differ.
-
-    Example:
-        >>> is_control("as-released-standard-no-dropout", "as-released-cbl")
-        True
-        >>> is_control("as-released-standard-no-dropout", "as-released-cbl-dropout")
-        False
-    """
-    if not same_network(name, treatment) or is_loop(name) or is_oracle(name) or name in DERIVED_ARMS:
-        return False
-    return _has_dropout(name) or not _has_dropout(treatment)
-
-
 def described_by(name: str, treatment: str) -> Arm | None:
     """Find the arm whose text says what a control and a loop have in common; None where this version has none.
 
@@ -86,8 +74,9 @@ def described_by(name: str, treatment: str) -> Arm | None:
         >>> described_by("as-released-standard", "as-released-cbl-dropout").name
         'as-released-cbl-dropout'
     """
-    return arm_of(treatment if _has_dropout(treatment) else name)
+    return arm_of(treatment if has_dropout(treatment) else name)
 
 
-def _has_dropout(name: str) -> bool:
+def has_dropout(name: str) -> bool:
+    """Say whether an arm is of the released code and has its dropout."""
     return bool(getattr(arm_of(name), "dropout", False))

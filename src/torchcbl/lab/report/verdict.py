@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchcbl.lab.report.progress import lead
-from torchcbl.lab.statistics import Comparison
+from torchcbl.lab.statistics import SIGNIFICANCE, Comparison
 
 
 def verdict(comparison: Comparison, planned: int = 0) -> str:
@@ -34,13 +34,28 @@ def shown_as_lead(comparison: Comparison, planned: int) -> str:
 
 
 def format_p(p: float) -> str:
-    """Write a p-value: two significant digits, never "0".
+    """Write a p-value: two significant digits, never "0", and more where it would be rounded to 0.05.
 
     Example:
-        >>> format_p(0.0312), format_p(0.62), format_p(1e-7)
-        ('= 0.031', '= 0.62', '< 0.0001')
+        >>> format_p(0.0312), format_p(0.62), format_p(1e-7), format_p(0.0497), format_p(0.05003)
+        ('= 0.031', '= 0.62', '< 0.0001', '= 0.0497', '= 0.05003')
     """
-    return "< 0.0001" if p < 0.0001 else f"= {float(f'{p:.2g}'):.4g}"
+    if p < 0.0001:
+        return "< 0.0001"
+    digits = next(digits for digits in range(2, 18) if p == SIGNIFICANCE or float(f"{p:.{digits}g}") != SIGNIFICANCE)
+    return f"= {float(f'{p:.{digits}g}'):.{max(digits, 4)}g}"
+
+
+def to_digits(value: float, digits: int, threshold: float) -> str:
+    """Write a number with so many digits after the point, and more where it would be rounded to the threshold.
+
+    Example:
+        >>> to_digits(0.942, 2, threshold=0.95), to_digits(0.947, 2, threshold=0.95)
+        ('0.94', '0.947')
+    """
+    while digits < 17 and value != threshold and round(value, digits) == threshold:
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def _outcome(comparison: Comparison, planned: int) -> str:

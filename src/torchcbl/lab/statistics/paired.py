@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,8 @@ from torchcbl.lab.statistics.summary import Interval, t_interval
 
 SIGNIFICANCE = 0.05
 RESAMPLES = 9999
+ROUNDING = 4e-5
+"""Points by which equal differences may part: measures keep seven digits of an accuracy, so each is off by 1e-5."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,7 @@ def compare(
     """
     common = sorted(treatment.keys() & baseline.keys())
     seeds = [seed for seed in common if math.isfinite(treatment[seed]) and math.isfinite(baseline[seed])]
-    # Rounded far below one test image's worth, so that 0.3 - 0.2 and 0.2 - 0.1 count as the same difference.
-    differences = np.array([round(treatment[seed] - baseline[seed], 9) for seed in seeds])
+    differences = _alike([round(treatment[seed] - baseline[seed], 9) for seed in seeds])
     result = Comparison(
         treatment=names[0],
         baseline=names[1],
@@ -128,6 +129,14 @@ def compare(
         wilcoxon=_wilcoxon(differences),
     )
     return _with_t(result, differences)
+
+
+def _alike(differences: Sequence[float]) -> NDArray[np.float64]:
+    """Take differences for the same number where they are, but for rounding: 0.3 - 0.2 and 0.2 - 0.1 are one."""
+    found = np.array(differences, dtype=float)
+    if found.size and np.ptp(found) <= ROUNDING:
+        found[:] = np.median(found)
+    return found
 
 
 def _with_t(result: Comparison, differences: NDArray[np.float64]) -> Comparison:

@@ -67,7 +67,7 @@ class Interval:
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
-        return f"{self.low:.2f} to {self.high:.2f}"
+        return " to ".join(f"{round(end, 2) + 0.0:.2f}" for end in (self.low, self.high))  # never -0.00
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:

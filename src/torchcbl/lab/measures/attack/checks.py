@@ -9,6 +9,8 @@ from dataclasses import dataclass
 TOLERANCE = 0.01
 """Share of the images by which two accuracies may differ without a sign, or two images where those are more."""
 FEW = 0.05
+SEES_THE_LOOP = "seeing the loop helps the attacker"
+"""Name of the check that tells nothing of a loop whose y_0 was not trained: the attack on y_0 has no aim there."""
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class AttackSuite:
         if self.depth > 1:
             names = (f"the attack on y_{last}", "the one on y_0 alone")
             adaptive, blind = at_last(PGD, last), at_last(PGD, "0")
-            made.insert(1, checks.stronger("seeing the loop helps the attacker", adaptive, blind, n, names))
+            made.insert(1, checks.stronger(checks.SEES_THE_LOOP, adaptive, blind, n, names))
         return tuple(made)
 
     def _at_large(self) -> float:

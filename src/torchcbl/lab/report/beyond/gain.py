@@ -18,6 +18,7 @@ def overall(found: Beyond) -> str:
     tested = [control for control in found.controls if control.comparison.p_holm is not None]
     unshown = [control for control in tested if control not in shown]
     untested = [control for control in found.controls if control not in tested]
+    waiting = [control for control in untested if control.comparison.n < max(2, control.planned)]
     everything = not (unshown or lost or untested)  # the plain network included, which `_gain` names
     gain, parts = _gain(found, loop)
     beaten, unshown, lost = ([c for c in group if c.name not in BASELINES] for group in (beaten, unshown, lost))
@@ -31,10 +32,13 @@ def overall(found: Beyond) -> str:
     if lost:
         explains = f" {_common(lost, loop)} would explain the gain." if gain else ""
         parts.append(f"It is shown to be worse than {_listed(lost)}.{explains}")
-    if untested:
-        parts.append(f"No test is possible yet against {_listed(untested)}.")
+    for group, yet in ((waiting, " yet"), ([one for one in untested if one not in waiting], "")):
+        if group:
+            parts.append(f"No test is possible{yet} against {_listed(group)}.")
     if any(control.lead for control in shown):
         parts.append(f"What is shown is a lead: {shown[0].planned} seeds are planned.")
+    if not found.first_trained:
+        parts.append("Its own step 0 is no control: it was trained on later answers alone.")
     return " ".join(parts)
 
 
@@ -49,23 +53,24 @@ def _gain(found: Beyond, loop: str) -> tuple[bool, list[str]]:
         return False, [f"{start} is not shown{_no_gain(plain)}."]
     if mean < 0:
         return False, [f"{start} scores {-mean:.2f} points below {plain.name}: there is no gain to explain."]
-    return True, [f"{start} gains {mean:.2f} points over {plain.name}."]
+    aside = f" ({caveat})" if (caveat := _caveat(plain)) else ""
+    return True, [f"{start} gains {mean:.2f} points over {plain.name}{aside}."]
 
 
 def _no_gain(plain: Control) -> str:
     """Say which gain over the plain network is left possible where none is shown."""
     mean, interval, found = _signed(plain.mean), plain.comparison.t_interval, plain.practical
     assert interval is not None  # there was a test
+    ruled_out, equal = interval.high <= 0, found is not None and plain.is_equal
     if interval.low >= 0:
         start, rest = f", after correction, to gain over {plain.name} ({mean} points, 95% {interval})", ""
     else:
         start = f" to gain anything over {plain.name} ({mean} points)"
-        ruled_out = interval.high <= 0
         rest = ": a gain is all but ruled out" if ruled_out else f": a gain is not ruled out either (95% {interval})"
-    if found is not None and plain.is_equal:
+    if found is not None and equal:
         rest = f": any gain is within {found.rope:g} points"
-        if plain.only_here:
-            rest += f" on these test data, and open on new ones (95% {plain.two_level})"
+    if plain.size_open if equal else ruled_out and plain.sign_open:
+        rest += f" on these test data, and open on new ones (95% {plain.two_level})"
     return start + rest
 
 
@@ -78,13 +83,20 @@ def _listed(controls: Sequence[Control]) -> str:
 
 
 def _aside(control: Control) -> str:
-    """The mean difference in brackets, and whether it is practically none."""
-    mean, found = control.comparison.mean, control.practical
+    """The mean difference in brackets, whether it is practically none, and whether that holds for other data."""
+    mean = control.comparison.mean
     if mean is None:
         return ""
-    equal = f", practically equal within {found.rope:g}" if found is not None and control.is_equal else ""
-    here = " on these test data" if control.only_here else ""
-    return f" ({_signed(mean)} points{equal}{here})"
+    caveat = _caveat(control)
+    return f" ({_signed(mean)} points{f', {caveat}' if caveat else ''})"
+
+
+def _caveat(control: Control) -> str:
+    found = control.practical
+    said = f"practically equal within {found.rope:g}" if found is not None and control.is_equal else ""
+    if control.comparison.difference_shown and control.sign_open:
+        return f"{said} on these test data, on new ones {control.two_level}".strip()
+    return f"{said} on these test data" if said and control.size_open else said
 
 
 def _signed(value: float) -> str:

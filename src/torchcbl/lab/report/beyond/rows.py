@@ -13,7 +13,7 @@ from torchcbl.lab.records import run_name
 from torchcbl.lab.report.beyond.answers import read_answers
 from torchcbl.lab.report.families import OWN_FIRST_STEP, own_first_step
 from torchcbl.lab.report.findings import Findings
-from torchcbl.lab.report.roles import arm_of, described_by, is_oracle, same_network
+from torchcbl.lab.report.roles import arm_of, described_by, is_oracle, same_network, trains_first
 from torchcbl.lab.report.verdict import shown_as_lead
 from torchcbl.lab.statistics import (
     SIGNIFICANCE,
@@ -81,12 +81,22 @@ class Control:
         return self.practical is not None and self.practical.equal >= SURE
 
     @property
-    def only_here(self) -> bool:
-        """Whether what is practically equal on these test data is open on new ones."""
-        found, interval = self.practical, self.two_level
-        if found is None or interval is None or not self.is_equal:
+    def sign_open(self) -> bool:
+        """Whether the sign that these test data leave is open on new ones."""
+        here, new = self.comparison.t_interval, self.two_level
+        return here is not None and new is not None and 0.0 not in here and 0.0 in new
+
+    @property
+    def size_open(self) -> bool:
+        """Whether what is practically equal on these test data, or more than that, is open on new ones."""
+        found, new = self.practical, self.two_level
+        if found is None or new is None:
             return False
-        return not -found.rope <= interval.low <= interval.high <= found.rope
+        if self.is_equal:
+            return not -found.rope <= new.low <= new.high <= found.rope
+        if not self.comparison.difference_shown:
+            return False
+        return (found.better >= SURE and new.low < found.rope) or (found.worse >= SURE and new.high > -found.rope)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class Beyond:
         num_comparisons: Tests that the controls make together, those still to come included.
         noun: What a test sample is: "image", "clip".
         partial: What the study lacks; nothing where it is complete.
+        first_trained: Whether y_0 has a share in the loss; without one the treatment's own step 0 is no control.
     """
 
     treatment: str
@@ -108,6 +119,7 @@ class Beyond:
     num_comparisons: int
     noun: str = "image"
     partial: str = ""
+    first_trained: bool = True
 
     def find(self, name: str) -> Control | None:
         """Return the control of that name, if it is there."""
@@ -119,7 +131,8 @@ def beyond(findings: Findings) -> tuple[Beyond, ...]:
 
     The treatment is `cbl`, or the first loop that the recipe names; the loops of the released code are treatments of
     their own. Controls are all arms on the same network that are no loop themselves and are not told the labels, and
-    the treatment's own step 0, read off the same runs.
+    the treatment's own step 0, read off the same runs, if y_0 was trained; a loop in place of `cbl` has the plain
+    network alone, for the other controls are made after `cbl`.
 
     Args:
         findings: Of the study; in its folder, if it has one, lies what every run answered to every image, if that
@@ -144,6 +157,7 @@ def _against_controls(findings: Findings, treatment: str) -> Beyond:
         len(controls),
         findings.source.noun,
         findings.progress if findings.missing else "",
+        trains_first(treatment, findings.recipe),
     )
 
 

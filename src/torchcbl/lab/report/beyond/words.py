@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchcbl.lab.report.beyond.rows import SURE, Beyond, Control
 from torchcbl.lab.report.families import PREFERRED
-from torchcbl.lab.report.verdict import format_p
+from torchcbl.lab.report.verdict import format_p, to_digits
 from torchcbl.lab.statistics import Interval, Practical
 
 
@@ -104,7 +104,7 @@ def _not_shown(control: Control) -> str:
 def _sides(interval: Interval | None) -> str:
     """Say which sign the interval leaves possible, where the correction lets none be shown."""
     if interval is None or interval.low < 0 < interval.high:
-        return "no difference shown and none ruled out"
+        return "no difference shown, and neither sign ruled out"
     return f"no difference shown after correction; a {'gain' if interval.high <= 0 else 'loss'} is all but ruled out"
 
 
@@ -119,8 +119,7 @@ def _how_much(found: Practical | None, better: bool) -> str:
 
 
 def _new_images(control: Control) -> str:
-    sign = control.comparison.difference_shown and control.two_level is not None and 0.0 in control.two_level
-    size = control.only_here
+    sign, size = control.sign_open, control.size_open
     if not (sign or size):
         return ""
     what = "sign and size stay" if sign and size else "the sign stays" if sign else "the size stays"
@@ -128,9 +127,9 @@ def _new_images(control: Control) -> str:
 
 
 def _probability(value: float) -> str:
-    """Write a probability: two digits, more near 0 and 1, which it never reaches."""
+    """Write a probability: two digits, more near 0, 1 and 0.95, which it never reaches."""
     if value > 0.999:
         return "> 0.999"
     if value < 0.001:
         return "< 0.001"
-    return f"{value:.3f}" if value > 0.99 or value < 0.01 else f"{value:.2f}"
+    return to_digits(value, 3 if value > 0.99 or value < 0.01 else 2, SURE)

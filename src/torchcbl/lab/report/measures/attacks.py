@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from torchcbl.lab.measures.attack.checks import SEES_THE_LOOP
 from torchcbl.lab.measures.attack.suite import FGSM, PGD, SUM
 from torchcbl.lab.measures.attacks import Attacks
 from torchcbl.lab.measures.found import Measures, Row
+from torchcbl.lab.recipe import Recipe
 from torchcbl.lab.report.drawing import canvas, legend, title
 from torchcbl.lab.report.looks import colour, featured, marker
 from torchcbl.lab.report.measures.section import Read, Section, cell, curves, of_loops, table_of, verdicts
-from torchcbl.lab.report.roles import is_oracle
+from torchcbl.lab.report.roles import is_oracle, trains_first
 from torchcbl.lab.report.tables import Table
 
 _NOTE = (
@@ -38,7 +40,7 @@ def section(found: Measures) -> Section | None:
         "attacks",
         "Attacks",
         (*said, *_suspicions(answers)),
-        (_by_step(rows), _ensemble(answers), *_transfer(rows), _signs(answers)),
+        (_by_step(rows), _ensemble(answers), *_transfer(rows), _signs(found.recipe, answers)),
         (
             ("radius", _by_radius(answers), "Accuracy of y_T under the ensemble of attacks, by radius; 0: no attack."),
             ("blind", _blind(rows), "PGD on y_T by attacks on y_T (solid) and on y_0 alone (dashed)."),
@@ -114,14 +116,15 @@ def _transfer(rows: Sequence[Row[Attacks]]) -> list[Table]:
     return [Table(what, header, tuple(lines))] if lines else []
 
 
-def _signs(rows: Sequence[Row[Attacks]]) -> Table:
+def _signs(recipe: Recipe, rows: Sequence[Row[Attacks]]) -> Table:
     names = list(dict.fromkeys(check.name for row in rows for run in row.runs for check in run.checks))
     lines = []
     for row in rows:
         if row.last:
             cells = []
             for name in names:
-                held = [check.passed for run in row.runs for check in run.checks if check.name == name]
+                tells = name != SEES_THE_LOOP or trains_first(row.arm, recipe)
+                held = [check.passed for run in row.runs for check in run.checks if tells and check.name == name]
                 cells.append(f"{sum(held)} of {len(held)}" if held else "-")
             lines.append((row.arm, *cells))
     return Table("In how many runs each sign of honest gradients was seen", ("Model", *names), tuple(lines))

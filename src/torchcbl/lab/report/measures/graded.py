@@ -11,7 +11,8 @@ from torchcbl.lab.measures.disturb.catalogue import CORRUPTIONS
 from torchcbl.lab.measures.found import Measures, Row
 from torchcbl.lab.measures.graded import Graded
 from torchcbl.lab.report.drawing import canvas, legend, panels, title
-from torchcbl.lab.report.measures.section import Read, Section, baseline_of, cell, curves, of_loops, table_of, verdicts
+from torchcbl.lab.report.families import baseline_of
+from torchcbl.lab.report.measures.section import Read, Section, cell, curves, of_loops, table_of, verdicts
 from torchcbl.lab.report.tables import Table
 
 STANDARD = tuple(name for name, one in CORRUPTIONS.items() if one.standard)
@@ -62,7 +63,7 @@ def corruptions(found: Measures) -> Section | None:
             _by_name(rows),
         ),
         (("severity", _by_severity(rows), "Accuracy of y_T, mean over all corruptions; 0: undisturbed."),),
-        _CORRUPTED.format(baseline=baseline_of(found)) + skipped,
+        _CORRUPTED.format(baseline=baseline_of(found.recipe.arms)) + skipped,
         told=of_loops(found, said),
     )
 
@@ -98,7 +99,7 @@ def occlusion(found: Measures) -> Section | None:
 
 def baseline_errors(found: Measures) -> dict[str, float]:
     """Sum the baseline's error over severities for each corruption, mean over its seeds: what mCE is relative to."""
-    runs = found.of("corruptions", Graded).get(baseline_of(found), [])
+    runs = found.of("corruptions", Graded).get(baseline_of(found.recipe.arms), [])
     if not runs:
         return {}
     return {one.name: float(np.mean([_error(run, one.name, -1) for run in runs])) for one in runs[0].disturbances}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from torchcbl.lab.measures.found import Found, Measures, Row
 from torchcbl.lab.report.drawing import INK
-from torchcbl.lab.report.families import BASELINES, compare_arms
+from torchcbl.lab.report.families import baseline_of, compare_arms
 from torchcbl.lab.report.looks import MANY, colour, featured, marker
 from torchcbl.lab.report.roles import is_loop, told
 from torchcbl.lab.report.shell import captioned, paragraphs
@@ -117,11 +117,6 @@ def table_of(
     return Table(f"{title}: mean and 95% interval over the seeds", ("Model", *columns, "n"), tuple(lines))
 
 
-def baseline_of(found: Measures) -> str:
-    """Name the arm that the others are held against."""
-    return next((arm for arm in BASELINES if arm in found.recipe.arms), BASELINES[0])
-
-
 def verdicts(found: Measures, rows: Sequence[Row[Found]], what: str, read: Read[Found]) -> tuple[str, ...]:
     """Say of each arm's answer how it compares with the baseline's.
 
@@ -132,7 +127,7 @@ def verdicts(found: Measures, rows: Sequence[Row[Found]], what: str, read: Read[
         read: Reads it, in points; more is better.
     """
     scores = {row.arm: row.values(read) for row in rows if row.last}
-    compared = compare_arms(scores, baseline_of(found), found.recipe.arms)
+    compared = compare_arms(scores, baseline_of(found.recipe.arms), found.recipe.arms)
     return tuple(f"{what}: {verdict(one, found.recipe.seeds)}{told(one.treatment)}" for one in compared)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torchcbl.lab.report.listing import count
@@ -91,6 +92,8 @@ def _luck(results: Results, choice: Choice) -> str:
     )
     if choice.left_out is None:
         return f"{text} With one seed nothing says how much."
+    if not math.isfinite(choice.left_out):
+        return f"{text} Chosen on all seeds but one, the choice diverged on one that was left out."
     return (
         f"{text} Chosen on all seeds but one and scored on that one, for each in turn, the choice scores "
         f"{scored(choice.left_out, best.by)}{_percent(best)}. That takes out the luck of the seeds, not that of the "
