@@ -131,6 +131,7 @@ def test_a_failed_run_gives_exit_code_1_and_its_log(tmp_path: Path, capsys: pyte
         (["report", "{}/none"], "holds no study"),
         (["audit", "{}/none"], "is no run: give OUT/runs/<arm>-seed<k>"),
         (["audit", "{}/runs/cbl-seed0"], "recipe.toml is not there"),
+        (["audit", "{}/runs/loop-free-seed3"], "loop-free is not trained: it is cbl read at step 0. Give "),
         (["sites", "Resnet"], "must be StandardCNN, package.module:callable"),
     ],
 )

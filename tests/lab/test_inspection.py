@@ -54,6 +54,18 @@ def test_a_model_from_a_file(models: Path) -> None:
     ]
 
 
+def test_a_file_finds_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "layers_beside_it.py").write_text("from torch import nn\nNet = nn.ReLU\n")
+    (tmp_path / "a_model_with_layers.py").write_text("from layers_beside_it import Net\nbuild = Net\n")
+    assert type(find_model(f"{tmp_path / 'a_model_with_layers.py'}:build")).__name__ == "ReLU"
+
+
+def test_an_input_larger_than_memory(models: Path) -> None:
+    with pytest.raises(ValueError, match=r"an input of shape \(9999999999, 9999999\) cannot be made: "):
+        describe_sites(f"{models}:build", (9999999999, 9999999))
+
+
 def test_a_model_from_a_module_in_the_current_folder(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(models.parent)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -166,6 +166,18 @@ def test_options_that_are_not_used_leave_no_trace() -> None:
     assert differences(plain.as_dict(), noisy) == ["masking is false there, true here", "noise is 0.0 there, 0.5 here"]
 
 
+def test_a_key_that_this_version_does_not_know_is_a_difference() -> None:
+    recipe = load_recipe("demo")
+    found = differences({**recipe.as_dict(), "dropout": 0.5}, recipe)
+    assert found == ["dropout is 0.5 there, unknown to this version of torchcbl"]
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + load_recipe("demo").as_toml().encode())
+    assert read_recipe(path) == load_recipe("demo")
+
+
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b'name = "\xff"')

@@ -76,7 +76,6 @@ def damaged(tmp_path: Path, change: str, value: object) -> Path:
         ("arm", None, r"the file lacks \['arm'\]"),
         ("seed", "zero", "seed should be of type int, got 'zero'"),
         ("seed", True, "seed should be of type int, got True"),
-        ("schema", 99, "schema 99, this torchcbl reads schema 1"),
         ("epochs", [3], "epochs should be of type dict, got 3"),
         ("parameters", {"backbone": 3}, r"parameters lacks \['added'\]"),
         ("test", {"n": 3, "loss": [1.0], "accuracy": []}, "1 losses and 0 accuracies"),
@@ -89,6 +88,14 @@ def test_a_damaged_record_is_named_with_the_reason(tmp_path: Path, key: str, val
         read_record(path)
     assert str(path) in str(caught.value)
     assert "Delete the file" in str(caught.value)
+
+
+def test_a_record_of_another_version_is_not_to_be_deleted(tmp_path: Path) -> None:
+    path = damaged(tmp_path, "schema", 99)
+    with pytest.raises(ValueError, match="another version of torchcbl: it has schema 99, this .* schema 1") as caught:
+        read_record(path)
+    assert str(path) in str(caught.value)
+    assert "elete" not in str(caught.value)
 
 
 def test_a_cut_off_record_is_damaged(tmp_path: Path) -> None:

@@ -396,6 +396,16 @@ def test_text_from_records_is_escaped() -> None:
     assert "&lt;script&gt;" in html
 
 
+def test_dollars_in_names_of_classes_are_no_formula(tmp_path: Path) -> None:
+    classes = ("under_$10", "$10_to_$20", "over_$20")
+    confusion = ((3000, 900, 100), (200, 2500, 800), (100, 100, 2300))
+    for record in a_study(a_recipe(arms=("standard", "cbl"))):
+        test = dataclasses.replace(record.test, confusion=(confusion,) * len(record.test.accuracy))
+        write_record(tmp_path, dataclasses.replace(record, test=test, classes=classes))
+    (tmp_path / "recipe.toml").write_text(a_recipe(arms=("standard", "cbl")).as_toml())
+    assert "$10_to_$20" in build_report(tmp_path).page.read_text(encoding="utf-8")
+
+
 def test_no_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no finished run to report: run `torchcbl compare`"):
         build_report(write_study(tmp_path, a_recipe(), []))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from torchcbl.lab.engines import local
 from torchcbl.lab.engines.base import Plan
 from torchcbl.lab.engines.local import LocalEngine
 from torchcbl.lab.machine import describe_machine, num_cores, versions
@@ -18,7 +19,7 @@ from torchcbl.lab.progress import Display
 from torchcbl.lab.ranks import Spread
 from torchcbl.lab.recipe import Recipe, load_recipe, read_recipe
 from torchcbl.lab.records import Record, read_record, read_records
-from torchcbl.lab.runs import Run
+from torchcbl.lab.runs import Run, begun
 from torchcbl.lab.study import claim, locked, prepare, run_study
 from torchcbl.lab.training import train
 
@@ -83,6 +84,48 @@ def test_a_study_that_did_not_begin_leaves_the_folder_free(tmp_path: Path) -> No
     assert not (tmp_path / "recipe.toml").exists()
     (tmp_path / "recipe.toml").write_text(tiny(seeds="50").as_toml())  # a slip, stopped before an epoch was over
     assert claim(tiny(epochs="2"), tmp_path) == tiny(epochs="2")
+
+
+def test_nothing_of_the_user_s_own_is_written_over(tmp_path: Path) -> None:
+    for text in ("# why these values\n" + tiny().as_toml(), "title = 'another tool'\n", "no TOML"):
+        (tmp_path / "recipe.toml").write_text(text)
+        with pytest.raises(ValueError, match=r"recipe\.toml was not written by this command, .* choose another --out"):
+            run_study(tiny(), tmp_path, quiet()[0])
+        assert (tmp_path / "recipe.toml").read_text() == text
+    (tmp_path / "recipe.toml").unlink()
+    for text in ('{"my": "data"}', "[1]", "{"):
+        (tmp_path / "data.json").write_text(text)
+        with pytest.raises(ValueError, match=r"data\.json is none of torchcbl's, .* choose another --out"):
+            run_study(tiny(), tmp_path, quiet()[0])
+        assert (tmp_path / "data.json").read_text() == text
+
+
+def test_what_macos_leaves_on_foreign_disks_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "._cbl-seed0.json").write_bytes(b"\x00\x05\x16\x07")
+    assert read_records(tmp_path) == []
+    assert not begun(tmp_path)
+
+
+def test_without_windows_missing_contexts_the_study_is_imported() -> None:
+    code = """
+import multiprocessing.context as context
+for name in ("ForkServerContext", "ForkServerProcess", "ForkContext", "ForkProcess"):
+    delattr(context, name)
+import torchcbl.lab.study
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_process_that_cannot_be_started_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(local, "Team", refuse)
+    with pytest.raises(ChildProcessError, match=r"no process could be started for standard-seed0 \(EOFError\).*--jobs"):
+        run_study(tiny(), tmp_path, quiet()[0], jobs=2)
 
 
 def test_a_damaged_record_stops_the_study(tmp_path: Path) -> None:

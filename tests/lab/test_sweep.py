@@ -256,12 +256,20 @@ def test_a_sweep_that_was_begun_on_other_data_is_refused(over: str, tmp_path: Pa
         checked(sweep, out, folders[0], silent)
 
 
-@pytest.mark.parametrize("change", [{"schema": 9}, {"settings": [{"steps": "x"}]}, {"settings": 3}, {"arm": "cbl2"}])
+@pytest.mark.parametrize("change", [{"settings": [{"steps": "x"}]}, {"settings": 3}, {"arm": "cbl2"}])
 def test_a_damaged_sweep_says_what_to_do(tmp_path: Path, change: dict[str, object]) -> None:
     save(a_sweep("steps=1"), tmp_path)
     path = tmp_path / "sweep.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=r"sweep.json is damaged .* finished runs are kept"):
+        load(tmp_path)
+
+
+def test_a_sweep_of_another_version_says_so(tmp_path: Path) -> None:
+    save(a_sweep("steps=1"), tmp_path)
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 9}))
+    with pytest.raises(ValueError, match=r"sweep.json was written by another version of torchcbl: it has schema 9"):
         load(tmp_path)
 
 
@@ -428,7 +436,7 @@ def by_hand(
     out: Path,
     scores: Mapping[str, tuple[float, ...]] = BY_HAND,
     standard: tuple[float, ...] = STANDARD,
-    losses: Mapping[str, float] | None = None,
+    losses: Mapping[str, float | tuple[float, ...]] | None = None,
     **changes: object,
 ) -> Results:
     settings = make_settings(["steps=1,2,3", "alpha=0,0.3"], RECIPE)
@@ -439,10 +447,11 @@ def by_hand(
         *((sweep.arm, one, scores[one.label], (losses or {}).get(one.label, 0.5), cost(one)) for one in sweep.settings),
         (sweep.plain, Setting(), standard, 0.5, 1e6),
     ]:
-        for seed, value in zip(SEEDS, values, strict=False):
+        for index, (seed, value) in enumerate(zip(SEEDS, values, strict=False)):
             trial = sweep.trial(out, arm, setting, seed)
             trial.record.parent.mkdir(parents=True, exist_ok=True)
-            trial.record.write_text(as_json(a_record(trial, value, loss, flops)))
+            found = loss[index] if isinstance(loss, tuple) else loss
+            trial.record.write_text(as_json(a_record(trial, value, found, flops)))
     return read_results(load(out), out)
 
 
@@ -508,6 +517,14 @@ def test_by_loss_less_is_better_and_what_diverged_comes_last(tmp_path: Path) -> 
     ranking = [one.setting.label for one in choose(results).ranking]
     assert (ranking[:2], ranking[-1]) == (["steps=1,alpha=0.3", "steps=2,alpha=0.3"], "steps=2,alpha=0.0")
     assert "0.2000 ± 0.0000" in write_sweep(results, tmp_path).text
+
+
+def test_by_loss_a_choice_that_diverges_on_the_seed_left_out_is_said_to(tmp_path: Path) -> None:
+    """Without 1002 steps=2 is best, and on 1002 it diverges: no number stands for that."""
+    losses = dict.fromkeys(BY_HAND, (0.5, 0.5, 0.5)) | {"steps=2,alpha=0.0": (0.4, 0.4, math.nan)}
+    text = write_sweep(by_hand(tmp_path, losses=losses, by="loss"), tmp_path).text
+    assert "Chosen on all seeds but one, the choice diverged on one that was left out." in text
+    assert "nan" not in text.partition("Chosen on all seeds")[2].partition(".")[0]
 
 
 def test_a_setting_with_a_failed_run_is_not_chosen(tmp_path: Path) -> None:

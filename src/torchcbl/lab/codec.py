@@ -9,9 +9,32 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
+
+
+class VersionError(ValueError):
+    """What was read is of a layout that this version does not know."""
+
+
+def check_schema(schema: object, known: int) -> None:
+    """Check the version of a layout.
+
+    Raises:
+        VersionError: It is another.
+    """
+    if schema != known:
+        raise VersionError(f"it has schema {schema}, this torchcbl reads schema {known}")
+
+
+def of_another_version(path: Path, error: VersionError) -> ValueError:
+    """Say that a file is none of this version's; it is whole, so nobody is told to delete it."""
+    return ValueError(
+        f"{path} was written by another version of torchcbl: {error}. Use the version that wrote it, or choose another "
+        "--out."
+    )
 
 
 def as_json(value: object, digits: int | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +101,8 @@ def _report_sweep(out: Path, data: str | None = None) -> int:
     from torchcbl.lab.sweep.results import read_results
 
     written = write_sweep(read_results(load(out), out), out)
-    compare = f"torchcbl compare {written.best}{f' --data {_own_data(data)[1]}' if data else ''}"
+    where = ["--data", str(_own_data(data)[1])] if data else []
+    compare = shlex.join(["torchcbl", "compare", str(written.best), *where])
     print(f"\n{written.text}\n\nreport: {written.page}\nto look at test data, once: {compare}")
     return 0
 

@@ -154,6 +154,8 @@ class Experiment(LightningModule):
             found = f"{self.run.checkpoint} is of another recipe: {'; '.join(differing)}"
             raise ValueError(f"{found}. Delete it, or choose another --out.")
         self.rank.spread.check(Spread.of(history.get("spread", {})), f"{self.run.checkpoint}")
+        if history["threads"] != torch.get_num_threads():
+            print(f"{self.run.name} goes on with {history['threads']} threads a process, as it was begun", flush=True)
         torch.set_num_threads(history["threads"])
         self.epochs = [EpochRecord(**epoch) for epoch in history["epochs"]]
         self.earlier_seconds = history["seconds"]

@@ -21,7 +21,7 @@ from torchcbl.backbone.observation import observe
 from torchcbl.lab.arms import find_arm
 from torchcbl.lab.data.dataset import Form
 from torchcbl.lab.networks import StandardCNN
-from torchcbl.lab.recipe import read_recipe
+from torchcbl.lab.recipe import DERIVED_ARMS, read_recipe
 from torchcbl.lab.runs import Run
 from torchcbl.lab.sources import SOURCES
 from torchcbl.lab.weights import load_weights
@@ -74,7 +74,11 @@ def describe_sites(spec: str, shape: Sequence[int] | None = None) -> str:
     if shape is None:
         note = "every submodule is listed; --input SHAPE keeps those that can be a site, with the shape of h"
         return _columns([_site_row(model, name) for name in cbl.sites(model)]) + f"\n\n{note}"
-    example = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    try:
+        example = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"an input of shape {tuple(shape)} cannot be made: {reason}") from error
     try:
         names = cbl.sites(model, example)
     except Exception as error:  # it is the user's code, which may raise anything
@@ -140,6 +144,12 @@ def find_run(folder: Path) -> Run:
     match = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
     if match is None:
         raise ValueError(f"{folder} is no run: give OUT/runs/<arm>-seed<k>, as in runs/demo/runs/cbl-seed0.")
+    if match[1] in DERIVED_ARMS:
+        source, step = DERIVED_ARMS[match[1]]
+        raise ValueError(
+            f"{match[1]} is not trained: it is {source} read at step {step}. "
+            f"Give {folder.parent / source}-seed{match[2]} in its place."
+        )
     out = folder.parent.parent
     return Run(read_recipe(out / "recipe.toml"), find_arm(match[1]).name, int(match[2]), out)
 
@@ -156,6 +166,7 @@ def _import(place: str) -> ModuleType:
         if not place.endswith(".py"):
             sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(place)
+        sys.path.insert(0, str(Path(place).resolve().parent))  # for what lies beside it, as `python FILE` has it
         found = importlib.util.spec_from_file_location(Path(place).stem, place)
         assert found is not None
         assert found.loader is not None

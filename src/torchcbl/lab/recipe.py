@@ -183,7 +183,11 @@ def differences(found: Mapping[str, object], recipe: Recipe) -> list[str]:
     defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in _OPTIONAL.items()}
     there, here = {**defaults, **found}, {**defaults, **recipe.as_dict()}
     keys = [key for key in here if key not in EXTENSIBLE and there.get(key) != here[key]]
-    return [f"{key} is {_shown(there.get(key))} there, {_shown(here[key])} here" for key in keys]
+    unknown = [key for key in there if key not in here]
+    return [
+        *(f"{key} is {_shown(there.get(key))} there, {_shown(here[key])} here" for key in keys),
+        *(f"{key} is {_shown(there[key])} there, unknown to this version of torchcbl" for key in unknown),
+    ]
 
 
 def recipe_names() -> list[str]:
@@ -232,7 +236,7 @@ def read_recipe(path: Path, changes: Mapping[str, object] | None = None) -> Reci
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path} is not there; recipes that come along: {', '.join(recipe_names())}.")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # Notepad begins a file with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
     return _resolve(str(path), text, changes or {})

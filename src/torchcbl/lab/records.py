@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchcbl.files import write_atomically
-from torchcbl.lab.codec import as_json, from_json
+from torchcbl.lab.codec import VersionError, as_json, check_schema, from_json, of_another_version
 
 SCHEMA = 1
+RECORDS = "[!.]*.json"  # without the companions that macOS leaves on foreign disks
 
 Matrix = tuple[tuple[int, ...], ...]
 
@@ -110,8 +111,7 @@ class TrialRecord:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(f"it has schema {self.schema}, this torchcbl reads schema {SCHEMA}")
+        check_schema(self.schema, SCHEMA)
 
     @property
     def name(self) -> str:
@@ -186,7 +186,7 @@ def read_records(folder: Path) -> list[Record]:
         ValueError: A record is damaged.
     """
     records = []
-    for path in (folder / "records").glob("*.json"):
+    for path in (folder / "records").glob(RECORDS):
         record = read_record(path)
         if path.stem != run_name(record.arm, record.seed):
             raise ValueError(
@@ -239,6 +239,8 @@ def _read(path: Path, kind: type[Kind], command: str) -> Kind:
         _check_keys("parameters", record.parameters, ("backbone", "added"))
         _check_keys("flops", record.flops, ("first", "step", "inference"))
         _check_keys("seconds", record.seconds, ("training", "total"))
+    except VersionError as error:
+        raise of_another_version(path, error) from error
     except ValueError as error:
         raise ValueError(
             f"record {path} is damaged: {error}. Delete the file and run the same `torchcbl {command}` again: "

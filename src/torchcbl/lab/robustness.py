@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchcbl.lab.codec import VersionError, check_schema, of_another_version
 from torchcbl.lab.recipe import Recipe
 from torchcbl.lab.records import run_name
 
@@ -96,8 +97,11 @@ def read_noisy(path: Path) -> NoisyRun:
         rows = {key: tuple(tuple(map(float, row)) for row in values[key]) for key in ("accuracy", "balanced")}
         found = NoisyRun(**{**values, **rows, "ratios": tuple(values["ratios"])})
         lengths = {len(found.ratios), len(found.accuracy), len(found.balanced)}
-        if found.schema != SCHEMA or run_name(found.arm, found.seed) != path.stem or len(lengths) != 1:
-            raise ValueError(f"schema {found.schema}, run {run_name(found.arm, found.seed)}")
+        check_schema(found.schema, SCHEMA)
+        if run_name(found.arm, found.seed) != path.stem or len(lengths) != 1:
+            raise ValueError(f"run {run_name(found.arm, found.seed)}")
+    except VersionError as error:
+        raise of_another_version(path, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and run the same command again.") from error
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchcbl.lab.ranks import Rank
 from torchcbl.lab.recipe import Recipe
-from torchcbl.lab.records import record_path, run_name
+from torchcbl.lab.records import RECORDS, record_path, run_name
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def all_runs(recipe: Recipe, out: Path, data: Path | None = None) -> list[Run]:
 
 def begun(out: Path, records: str = "records") -> bool:
     """Say whether a run in the folder `out` has come to the end of an epoch; `records` holds those of finished runs."""
-    return any((out / records).glob("*.json")) or any(out.glob("runs/*/checkpoint.ckpt"))
+    return any((out / records).glob(RECORDS)) or any(out.glob("runs/*/checkpoint.ckpt"))
 
 
 @dataclass(frozen=True)

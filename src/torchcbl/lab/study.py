@@ -44,7 +44,7 @@ def run_study(
         display: Shows how far it has come.
         data: Folder of the data set; none uses `TORCHCBL_DATA` or the cache.
         jobs: Runs at a time on this machine, >= 1; each gets cores // jobs threads. The number of threads can change
-            the last bits of a result, so keep `jobs` over an interruption.
+            the last bits of a result, so a run goes on with the number that it began with.
         engine: What does the runs, in place of so many processes on this machine (`torchcbl.lab.engines.make_engine`).
 
     Returns:
@@ -94,12 +94,26 @@ def claim(recipe: Recipe, out: Path) -> Recipe:
     if (out / "sweep.json").exists():
         raise ValueError(f"{out} holds a sweep, whose seeds and scores are not a study's: choose another --out.")
     path = out / "recipe.toml"
+    if path.exists() and not begun(out):
+        _check_own(path)
     known = read_recipe(path) if path.exists() and begun(out) else recipe
     for record in read_records(out):
         _compare(record.recipe, recipe, f"record {record.name} in {out}")
     _compare(known.as_dict(), recipe, str(out))
     arms = tuple(arm for arm in ARM_NAMES if arm in known.arms + recipe.arms)
     return dataclasses.replace(known, arms=arms, seeds=max(known.seeds, recipe.seeds))
+
+
+def _check_own(path: Path) -> None:
+    """Refuse to write over a recipe that no command has written, as one's own beside the studies that it is for."""
+    try:
+        own = read_recipe(path).as_toml() == path.read_text("utf-8")
+    except (ValueError, TypeError):
+        own = False
+    if not own:
+        raise ValueError(
+            f"{path} was not written by this command, which would replace it: choose another --out, or move the file."
+        )
 
 
 def _save(recipe: Recipe, out: Path) -> None:

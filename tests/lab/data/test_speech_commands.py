@@ -334,6 +334,16 @@ def test_a_folder_above_will_do(archive: Path) -> None:
     assert find_speech_commands(archive) == find_speech_commands(archive.parent) == archive
 
 
+def test_the_place_that_has_all_words_goes_first(tmp_path: Path) -> None:
+    for place, words in (("five_words", FIVE[:3]), ("speech_commands_v0.02", FIVE)):
+        for word in words:
+            (tmp_path / place / word).mkdir(parents=True)
+            (tmp_path / place / word / "a_nohash_0.wav").touch()
+    assert find_speech_commands(tmp_path, FIVE) == tmp_path / "speech_commands_v0.02"
+    assert find_speech_commands(tmp_path, FIVE[:2]) == tmp_path / "five_words"
+    assert find_speech_commands(tmp_path, (*FIVE, "zero")) == tmp_path / "five_words"  # its error names the word
+
+
 def test_a_folder_above_the_parquet_files_will_do(parts: Path) -> None:
     for folder in (parts, *list(parts.parents)[:2]):
         assert find_speech_commands(folder) == parts

@@ -26,7 +26,7 @@ from torchcbl.lab.arms import find_arm
 from torchcbl.lab.cli import main
 from torchcbl.lab.data import load_data, load_dataset
 from torchcbl.lab.data.dataset import Form
-from torchcbl.lab.measures import KIND_NAMES, read_correct
+from torchcbl.lab.measures import KIND_NAMES, read_correct, tasks
 from torchcbl.lab.measures.attack.suite import Budget
 from torchcbl.lab.measures.attacks import AttackMeasure, Attacks
 from torchcbl.lab.measures.base import Ground, Subject
@@ -287,7 +287,6 @@ def test_damaged_results_are_named(
     for text, message in [
         (good[:500], "is damaged"),
         (good.replace('"seed": 0', '"seed": 1'), "it says it is clean of cbl-seed1"),
-        (good.replace('"schema": 1', '"schema": 9'), "schema 9, this torchcbl reads schema 1"),
         (re.sub(r'"accuracy": \[0\.\d', '"accuracy": [0.1', good, count=1), "the accuracies say"),
         (good.replace('"brier"', '"brier_"'), "lacks \\['brier'\\]"),
     ]:
@@ -297,6 +296,9 @@ def test_damaged_results_are_named(
             read_correct(folder, "cbl-seed0")
         assert main(["measure", str(folder), "--only=clean"]) == 2
         assert "Delete the file and run the same `torchcbl measure` again" in capsys.readouterr().err
+    path.write_text(good.replace('"schema": 1', '"schema": 9'))
+    with pytest.raises(ValueError, match="another version of torchcbl: it has schema 9, this torchcbl reads schema 1"):
+        read_correct(folder, "cbl-seed0")
 
 
 def test_another_number_of_samples_is_refused(
@@ -356,6 +358,12 @@ def test_a_kill_loses_one_result_at_most(trained: Path, measured: tuple[Path, st
         one, two = (read_result(kind, each) for each in (path, other))
         for name in ("scores", "right", "disturbances", "clean"):
             assert getattr(one, name, None) == getattr(two, name, None), path
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_measure_alone", os._exit)
+    with pytest.raises(ChildProcessError, match=r"was killed, with 2 at work .* same command again, with fewer --jobs"):
+        list(tasks.work_off([9, 9], None, jobs=2))  # type: ignore[list-item, arg-type]
 
 
 def test_what_cannot_be_measured(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

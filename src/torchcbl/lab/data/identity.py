@@ -28,16 +28,27 @@ def keep_identity(folder: Path, dataset: Dataset, fresh: bool, shape: str = "") 
             is noted, and so is what all have in common: sizes, classes and labels.
 
     Raises:
-        ValueError: What is there was trained on other data.
+        ValueError: What is there was trained on other data, or the file is none that this function wrote.
     """
     noted = {FILE: identity(dataset, samples=not shape)}
     if shape:
         noted[f"data,{shape}.json"] = identity(dataset)
     for name, found in noted.items():
+        if fresh and (folder / name).is_file():
+            _check_own(folder / name, found)
         if fresh or not (folder / name).is_file():
             write_atomically(folder / name, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         else:
             _compare(folder / name, found)
+
+
+def _check_own(path: Path, found: Mapping[str, object]) -> None:
+    try:
+        own = dict(json.loads(path.read_bytes())).keys() == found.keys()
+    except (ValueError, TypeError):
+        own = False
+    if not own:
+        raise ValueError(f"{path} is none of torchcbl's, which would replace it: choose another --out, or move it.")
 
 
 def check_identity(folder: Path, dataset: Dataset) -> None:

@@ -126,7 +126,7 @@ def load_speech_commands(
     """
     _check_words(words)
     check_damaged(damaged)
-    source = list_speech_commands(find_speech_commands(folder, progress=progress), words)
+    source = list_speech_commands(find_speech_commands(folder, words, progress=progress), words)
     job = Job(
         source.place, ",".join(sorted(words)), source.stamp, source.encoded, source.total,
         SAMPLE_RATE, damaged,

@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from torchcbl.lab.data.cache import cache_folder, one_at_a_time, sha256_of
@@ -29,13 +30,14 @@ INSIDE = (
 TELL_EVERY = 200
 
 
-def find_speech_commands(folder: Path | None = None, *, progress: Progress = silent) -> Path:
+def find_speech_commands(folder: Path | None = None, words: Sequence[str] = (), *, progress: Progress = silent) -> Path:
     """Find the folder with the clips; download and unpack the official archive where no folder is named.
 
     Where the named folder holds the archive as it was downloaded, it is unpacked into the cache.
 
     Args:
         folder: As in `load_speech_commands`.
+        words: A place that has folders of all of these goes before one that has not.
         progress: Called during a download and the unpacking.
 
     Returns:
@@ -51,9 +53,9 @@ def find_speech_commands(folder: Path | None = None, *, progress: Progress = sil
     if not named:
         return _unpacked(None, progress)
     root = Path(named).expanduser()
-    for inside in INSIDE:
-        if has_words(root / inside) or has_parts(root / inside):
-            return root / inside
+    found = [root / inside for inside in INSIDE if has_words(root / inside) or has_parts(root / inside)]
+    if found:
+        return next((place for place in found if all(holds_clips(place / word) for word in words)), found[0])
     for packed in (root / ARCHIVE, root / "speech_commands" / ARCHIVE):
         if packed.is_file():
             return _unpacked(packed, progress)

@@ -68,4 +68,12 @@ class LocalEngine:
         spread = self.plan.spread
         port = free_port("127.0.0.1") if spread.size > 1 else 0
         environment = environment_of(self.gpus, spread.devices, place)
-        return Team(run, self.threads, ranks_on(spread, port=port), self.context, environment=environment)
+        try:
+            return Team(run, self.threads, ranks_on(spread, port=port), self.context, environment=environment)
+        except (OSError, EOFError) as error:  # of the server that starts processes, too
+            reason = str(error) or type(error).__name__
+            raise ChildProcessError(
+                f"no process could be started for {run.name} ({reason}): is memory full, or the number of processes "
+                f"limited? {self.jobs} runs at a time were asked for. What is finished is kept: run the same command "
+                "again, with fewer --jobs."
+            ) from error

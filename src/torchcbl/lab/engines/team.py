@@ -11,12 +11,15 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
 from torchcbl.lab.ranks import Rank
 from torchcbl.lab.runs import Run, RunState
 from torchcbl.lab.worker import NOTHING, Done, Problem, work
+
+if TYPE_CHECKING:  # Windows has no ForkServerContext
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 PRELOADED = ["torchcbl.lab.training", "sklearn.datasets"]
 LEAVING_SECONDS = 10.0

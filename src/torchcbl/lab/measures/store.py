@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from torchcbl.files import write_atomically
-from torchcbl.lab.codec import as_json, from_json
+from torchcbl.lab.codec import VersionError, as_json, check_schema, from_json, of_another_version
 from torchcbl.lab.records import run_name
 
 SCHEMA = 1
@@ -44,8 +44,7 @@ class About:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(f"it has schema {self.schema}, this torchcbl reads schema {SCHEMA}")
+        check_schema(self.schema, SCHEMA)
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
 
@@ -93,6 +92,8 @@ def read_result(kind: type[Found], path: Path) -> Found:
         found = from_json(kind, path.read_bytes())
         if (found.about.kind, found.about.run) != (path.parent.name, path.stem):
             raise ValueError(f"it says it is {found.about.kind} of {found.about.run}")
+    except VersionError as error:
+        raise of_another_version(path, error) from error
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged: {error}. Delete the file and run the same `torchcbl measure` again: only this run is "

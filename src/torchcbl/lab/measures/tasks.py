@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def work_off(tasks: Sequence[Task], ground: Ground, jobs: int) -> Iterator[str]:
 
     Yields:
         A line for each.
+
+    Raises:
+        ChildProcessError: A process was killed; what it had not finished is measured by the next call.
     """
     if jobs == 1 or len(tasks) < 2:
         for task in tasks:
@@ -58,6 +62,11 @@ def work_off(tasks: Sequence[Task], ground: Ground, jobs: int) -> Iterator[str]:
         try:
             for done in as_completed(waiting):
                 yield done.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                f"a process that measured was killed, with {jobs} at work (memory full?). What is finished is kept: "
+                "run the same command again, with fewer --jobs if memory is short."
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

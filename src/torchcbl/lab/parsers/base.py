@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 Commands = argparse._SubParsersAction  # what add_subparsers returns has no public name
 
@@ -18,3 +19,8 @@ def add_command(
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def a_folder(text: str) -> Path:
+    """Read a folder's path; `~` is the home, also where no shell has said so, as in --out=~/x."""
+    return Path(text).expanduser()

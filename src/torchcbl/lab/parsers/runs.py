@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from torchcbl.lab import commands
 from torchcbl.lab.measures import KIND_NAMES
-from torchcbl.lab.parsers.base import Commands, add_command
+from torchcbl.lab.parsers.base import Commands, a_folder, add_command
 
 
 def add_sites(group: Commands[argparse.ArgumentParser]) -> None:
@@ -43,7 +42,7 @@ def add_audit(group: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl audit runs/demo/runs/cbl-seed0",
     )
     parser.set_defaults(command=commands.audit)
-    parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
+    parser.add_argument("run", type=a_folder, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
 
 
 def add_stability(group: Commands[argparse.ArgumentParser]) -> None:
@@ -57,7 +56,7 @@ def add_stability(group: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl stability runs/demo/runs/cbl-seed0",
     )
     parser.set_defaults(command=commands.stability)
-    parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
+    parser.add_argument("run", type=a_folder, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
     parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
     parser.add_argument("--samples", type=int, default=128, metavar="N", help="validation samples (default: 128)")
     parser.add_argument("--steps", type=int, default=64, metavar="N", help="how far the loop is run (default: 64)")
@@ -76,7 +75,7 @@ def add_measure(group: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl measure runs/cifar10 --only attacks --samples 200 --arms standard,cbl --jobs 2",
     )
     parser.set_defaults(command=commands.measure)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
+    parser.add_argument("folder", type=a_folder, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
     parser.add_argument("--only", metavar="A,B", help=f"kinds out of {', '.join(KIND_NAMES)} (default: all that fit)")
     parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
     parser.add_argument(
@@ -98,7 +97,7 @@ def add_robustness(group: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl robustness runs/speech-five-words",
     )
     parser.set_defaults(command=commands.robustness)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
+    parser.add_argument("folder", type=a_folder, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
     parser.add_argument("--data", metavar="DIR", help="folder of the data (else TORCHCBL_DATA, or download)")
 
 
@@ -112,8 +111,8 @@ def add_listen(group: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl listen runs/speech-five-words/runs/cbl-seed0 --microphone 2",
     )
     parser.set_defaults(command=commands.listen)
-    parser.add_argument("run", type=Path, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
-    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a wav or flac file")
+    parser.add_argument("run", type=a_folder, metavar="RUN", help="OUT/runs/<arm>-seed<k>")
+    parser.add_argument("file", type=a_folder, nargs="?", metavar="FILE", help="a wav or flac file")
     parser.add_argument(
         "--microphone", type=float, metavar="SECONDS", help="record so long (pip install 'torchcbl[microphone]')"
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from torchcbl.lab import commands
-from torchcbl.lab.parsers.base import Commands, add_command
+from torchcbl.lab.parsers.base import Commands, a_folder, add_command
 from torchcbl.lab.recipe import ARM_NAMES, KEYS, recipe_names
 
 
@@ -18,7 +17,7 @@ def add_compare(group: Commands[argparse.ArgumentParser]) -> None:
         "Train every arm of a recipe with every seed and compare them.\n\n"
         "Finished runs are never repeated. Kill it at any moment: the same command goes on from the last\n"
         "finished epochs and ends with the same numbers, bit for bit. Each run gets cores // jobs threads,\n"
-        "and their number may change the last bits of a result: keep --jobs over an interruption.",
+        "and their number may change the last bits of a result: a run goes on with the number it began with.",
         "  torchcbl compare demo\n"
         "  torchcbl compare cifar10 --seeds 2 --epochs 3 --jobs 2 --data ~/cifar10\n"
         "  torchcbl compare demo --arms standard,cbl --set alpha=0.3 --out runs/alpha-0.3\n"
@@ -37,7 +36,7 @@ def add_compare(group: Commands[argparse.ArgumentParser]) -> None:
         metavar="DIR",
         help="folder of the data (else TORCHCBL_DATA, or download); images:DIR, audio:DIR: your own, by class",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/RECIPE)")
+    parser.add_argument("--out", type=a_folder, metavar="DIR", help="folder of the results (default: runs/RECIPE)")
     parser.add_argument(
         "--set",
         action="append",
@@ -80,7 +79,7 @@ def add_sweep(group: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or per core)")
     parser.add_argument("--data", metavar="DIR", help="folder of the data; images:DIR, audio:DIR: your own")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: runs/RECIPE-sweep)")
+    parser.add_argument("--out", type=a_folder, metavar="DIR", help="folder of the results (runs/RECIPE-sweep)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
     parser.add_argument("--finish", action="store_true", help="train nothing more: choose among what is finished")
     _add_scale(parser)
@@ -95,7 +94,7 @@ def add_report(group: Commands[argparse.ArgumentParser]) -> None:
         "  torchcbl report runs/demo",
     )
     parser.set_defaults(command=commands.report)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
+    parser.add_argument("folder", type=a_folder, metavar="DIR", help="what `torchcbl compare` wrote to (its --out)")
 
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:

@@ -38,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "torchcbl",
     "text.color": INK,
+    "text.parse_math": False,  # names of classes may hold dollars
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -46,7 +47,8 @@ _STYLE: dict[Any, Any] = {
 def as_png(figure: Figure) -> bytes:
     """Write a figure as PNG on white; its layout is settled then."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    with styled():
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     figure.set_layout_engine("none")  # working it out again for the SVG takes as long as drawing
     return buffer.getvalue()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def write_best(results: Results, best: Candidate, out: Path) -> Path:
         f"# Chosen by `torchcbl sweep`: {best.setting.label},\n"
         f"# the best of {tried} settings of {best.arm} by validation {best.by}, mean over {len(seeds)} seeds from "
         f"{seeds[0]}.\n# No test data were looked at. The score of the best of several is too good on average:\n"
-        f"# `torchcbl compare {path}` tests it, with other seeds.\n"
+        f"# `{shlex.join(['torchcbl', 'compare', str(path)])}` tests it, with other seeds.\n"
     )
     write_atomically(path, comment + best_recipe(results.sweep, best).as_toml())
     return path

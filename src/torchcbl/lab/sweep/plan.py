@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchcbl.files import write_atomically
+from torchcbl.lab.codec import VersionError, check_schema, of_another_version
 from torchcbl.lab.recipe import ARM_NAMES, DERIVED_ARMS, Recipe, differences, read_recipe
 from torchcbl.lab.sweep.grid import LOOP_KEYS, Setting
 from torchcbl.lab.sweep.trials import Trial
@@ -173,11 +174,12 @@ def load(out: Path) -> Sweep:
     recipe = read_recipe(out / "recipe.toml")
     try:
         plain = json.loads(path.read_bytes())
-        if plain["schema"] != SCHEMA:
-            raise ValueError(f"it has schema {plain['schema']}, this torchcbl reads {SCHEMA}")
+        check_schema(plain["schema"], SCHEMA)
         settings = tuple(_setting(values, recipe) for values in plain["settings"])
         numbers = plain["seeds"], plain["epochs"]
         return Sweep(recipe, plain["arm"], settings, *numbers, plain["by"], plain["refused"], plain["ended"])
+    except VersionError as error:
+        raise of_another_version(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error!r}): delete it and recipe.toml beside it, and run the same `torchcbl sweep` "
