@@ -216,7 +216,7 @@ def test_overall_says_what_holds_on_these_images_only() -> None:
     wide = Interval(-0.35, 0.95)
     controls = tuple(dataclasses.replace(one, two_level=wide) for one in found.controls if one.name != "loop-free")
     text = overall(dataclasses.replace(found, controls=controls))
-    aside = "practically equal within 0.5 on these test data, on new ones -0.35 to 0.95"
+    aside = "practically equal within 0.5 on these test data, sign open on new ones, -0.35 to 0.95"
     assert text.startswith(f"The loop gains 0.26 points over standard ({aside}).")
     assert f"no-context (+0.26 points, {aside})" in text
     worse = the({"standard": plus((0.9, 0.3, 0.8, 0.2, 0.6)), "cbl": BASE})
@@ -226,6 +226,17 @@ def test_overall_says_what_holds_on_these_images_only() -> None:
     text = overall(dataclasses.replace(worse, controls=(plain,)))
     assert "a gain is all but ruled out on these test data, and open on new ones (95% -1.40 to 0.20)." in text
     assert "; this holds for these test data, on new ones the sign stays open (-1.40 to 0.20)." in sentence(plain)
+
+
+def test_what_holds_on_new_images_too_is_not_called_open() -> None:
+    differences = (0.2, 0.05, 0.18, 0.1, 0.02)
+    control = a_control(differences, others=11, two_level=Interval(-0.1, 0.34))  # equal, and no difference shown
+    assert "practically equal" in sentence(control)
+    assert "open" not in sentence(control)
+    shown = the({"standard": BASE, "cbl": plus([d / 4 for d in GAINED])})
+    narrow = tuple(dataclasses.replace(one, two_level=Interval(-0.05, 0.35)) for one in shown.controls)
+    text = overall(dataclasses.replace(shown, controls=narrow))
+    assert "over standard (practically equal within 0.5, sign open on new ones, -0.05 to 0.35)." in text
 
 
 @pytest.mark.parametrize(
@@ -282,9 +293,9 @@ def test_a_probability_is_not_rounded_onto_the_level_it_is_judged_by() -> None:
     control = a_control([d / 2 for d in GAINED])
     assert control.practical is not None
     near = dataclasses.replace(control.practical, better=0.947, equal=0.053, worse=0.0)
-    assert "is open (by more than 0.5 points with probability 0.947)" in sentence(
-        dataclasses.replace(control, practical=near)
-    )
+    control = dataclasses.replace(control, practical=near)
+    assert "is open (by more than 0.5 points with probability 0.947)" in sentence(control)
+    assert "0.00 / 0.05 / 0.947" in table(Beyond("cbl", (control,), (), 1)).as_markdown()
 
 
 def test_practically_equal_on_these_images_only_is_said() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 import torchcbl
 from torchcbl.lab.cli import main
+from torchcbl.lab.parsers.base import a_folder
 
 TINY = ["--seeds=1", "--epochs=1", "--jobs=2", "--set", "width=4", "--set", "batch_size=100"]
 
@@ -161,6 +162,12 @@ def test_a_shape_is_numbers_and_commas(capsys: pytest.CaptureFixture[str]) -> No
             main(["sites", "StandardCNN", f"--input={text}"])
         message = f"a shape is whole numbers >= 1 and commas, as in 1,3,32,32, got '{text}'"
         assert message in capsys.readouterr().err
+
+
+def test_a_folder_may_begin_with_the_home_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert a_folder("~/x") == tmp_path / "x"
+    assert a_folder("~no-such-user/x") == Path("~no-such-user/x")
 
 
 def test_sites(capsys: pytest.CaptureFixture[str]) -> None:

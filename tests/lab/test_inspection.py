@@ -40,7 +40,8 @@ bare = nn.Identity
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Path:
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     path = tmp_path / "my_models_for_sites.py"
     path.write_text(MODELS)
     return path

@@ -20,7 +20,7 @@ from torchcbl.lab.recipe import ARM_NAMES, Recipe, load_recipe
 from torchcbl.lab.records import EpochRecord, Record, TestRecord, read_records, write_record
 from torchcbl.lab.report import build_report, table, tables
 from torchcbl.lab.report.beyond import beyond, overall, sentences
-from torchcbl.lab.report.drawing import as_svg
+from torchcbl.lab.report.drawing import as_png, as_svg, canvas, log_scale, styled
 from torchcbl.lab.report.families import compare_arms
 from torchcbl.lab.report.figures import colour, draw, marker
 from torchcbl.lab.report.findings import Findings, findings_of
@@ -394,6 +394,17 @@ def test_text_from_records_is_escaped() -> None:
     html = tables.surroundings(findings_of(records)).as_html()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_logarithmic_axes_have_plain_numbers() -> None:
+    with styled():
+        figure, axes = canvas()
+        axes.plot([1, 2, 3], [1e-6, 1e-3, 1.0])
+        log_scale(axes)
+    as_png(figure)
+    labels = {label.get_text() for label in axes.get_yticklabels(which="both")}
+    assert {"1e-06", "0.001", "1"} <= labels
+    assert not any("$" in label for label in labels)
 
 
 def test_dollars_in_names_of_classes_are_no_formula(tmp_path: Path) -> None:

@@ -156,6 +156,13 @@ def test_a_batch_too_small_for_an_arm_shows_before_any_run(
     prepare(tiny(batch_size=batch_size), None, quiet()[0], spread)
 
 
+def test_an_arm_that_would_be_another_shows_before_any_run(tmp_path: Path) -> None:
+    recipe = tiny(arms='["standard", "cbl", "frozen-context"]', steps="1")
+    with pytest.raises(ValueError, match=r"frozen-context needs steps of at least 2, got 1: .* Leave the arm out"):
+        run_study(recipe, tmp_path, quiet()[0])
+    assert not (tmp_path / "recipe.toml").exists()
+
+
 def test_two_studies_cannot_work_in_one_folder(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(BlockingIOError, match="another torchcbl is at work in"):
         run_study(tiny(), tmp_path, quiet()[0])

@@ -64,9 +64,37 @@ def from_json(kind: type[Kind], text: str | bytes) -> Kind:
     """Read a dataclass back.
 
     Raises:
+        VersionError: It is of another version's layout.
         ValueError: It is no JSON, a key is missing or unknown, or a value is of another type than the field.
     """
-    return _read(kind, json.loads(text), "the file")  # type: ignore[no-any-return]
+    plain = json.loads(text)
+    _check_schemas(kind, plain)
+    return _read(kind, plain, "the file")  # type: ignore[no-any-return]
+
+
+def schema_of(known: int) -> dict[str, int]:
+    """Mark the field of a layout's version, as its metadata: it is looked at before all others, which may have changed.
+
+    Args:
+        known: The version that this code reads.
+    """
+    return {_KNOWN: known}
+
+
+_KNOWN = "known schema"
+
+
+def _check_schemas(kind: Any, plain: object) -> None:
+    if isinstance(plain, dict) and dataclasses.is_dataclass(kind):
+        _check_fields(kind, plain)
+
+
+def _check_fields(kind: Any, plain: Mapping[str, object]) -> None:
+    fields, hints = _fields_of(kind)
+    for name in fields.keys() & plain.keys():
+        if _KNOWN in fields[name].metadata:
+            check_schema(plain[name], fields[name].metadata[_KNOWN])
+        _check_schemas(hints[name], plain[name])
 
 
 def _text(value: object, margin: str) -> str:

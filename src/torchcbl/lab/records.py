@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchcbl.files import write_atomically
-from torchcbl.lab.codec import VersionError, as_json, check_schema, from_json, of_another_version
+from torchcbl.lab.codec import VersionError, as_json, from_json, of_another_version, schema_of
 
 SCHEMA = 1
 RECORDS = "[!.]*.json"  # without the companions that macOS leaves on foreign disks
@@ -96,7 +96,7 @@ class TrialRecord:
         classes: Names of the classes; none in records of earlier versions.
     """
 
-    schema: int
+    schema: int = field(metadata=schema_of(SCHEMA))
     study: str
     arm: str
     seed: int
@@ -109,9 +109,6 @@ class TrialRecord:
     seconds: Mapping[str, float]
     finished: str
     classes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_schema(self.schema, SCHEMA)
 
     @property
     def name(self) -> str:

@@ -94,10 +94,10 @@ def read_noisy(path: Path) -> NoisyRun:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        check_schema(values["schema"], SCHEMA)
         rows = {key: tuple(tuple(map(float, row)) for row in values[key]) for key in ("accuracy", "balanced")}
         found = NoisyRun(**{**values, **rows, "ratios": tuple(values["ratios"])})
         lengths = {len(found.ratios), len(found.accuracy), len(found.balanced)}
-        check_schema(found.schema, SCHEMA)
         if run_name(found.arm, found.seed) != path.stem or len(lengths) != 1:
             raise ValueError(f"run {run_name(found.arm, found.seed)}")
     except VersionError as error:

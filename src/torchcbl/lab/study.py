@@ -51,8 +51,8 @@ def run_study(
         The runs that failed; the others are finished.
 
     Raises:
-        ValueError: `out` holds another study, one on other data, a damaged record, or one that was trained in another
-            number of processes; or `jobs` or a data file is wrong.
+        ValueError: `out` holds another study, one on other data, a damaged record, one that was trained in another
+            number of processes, or a recipe.toml or data.json of one's own; or `jobs` or a data file is wrong.
         OSError: `out` cannot be written, the data is not there, or another process is at work in `out`.
     """
     engine = engine or LocalEngine(Plan(jobs))
@@ -89,7 +89,7 @@ def claim(recipe: Recipe, out: Path) -> Recipe:
     A study that has not come to the end of an epoch leaves the folder free, its arms and seeds forgotten.
 
     Raises:
-        ValueError: `out` holds another study; the message names the keys that differ.
+        ValueError: `out` holds another study, the message names the keys that differ; or a recipe.toml of one's own.
     """
     if (out / "sweep.json").exists():
         raise ValueError(f"{out} holds a sweep, whose seeds and scores are not a study's: choose another --out.")
@@ -108,7 +108,7 @@ def _check_own(path: Path) -> None:
     """Refuse to write over a recipe that no command has written, as one's own beside the studies that it is for."""
     try:
         own = read_recipe(path).as_toml() == path.read_text("utf-8")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OSError):
         own = False
     if not own:
         raise ValueError(
@@ -149,13 +149,16 @@ def prepare(recipe: Recipe, data: Path | None, display: Display, spread: Spread)
     """Load the data once, so that a fault shows once, and what is downloaded or decoded lies ready for the runs.
 
     Raises:
-        ValueError: A file is damaged, `validation_size` does not fit, or an arm cannot take a batch.
+        ValueError: A file is damaged, `validation_size` does not fit, or an arm cannot take a batch, or
+            would be another's with so few steps.
         OSError: The data is not there.
     """
     from torchcbl.lab.arms import find_arm
     from torchcbl.lab.data import load_dataset
     from torchcbl.lab.data.dataset import PARTS
 
+    for name in recipe.arms:
+        find_arm(name).check_steps(recipe)
     dataset = load_dataset(recipe, data, progress=display.preparing)
     arms = [arm for arm in map(find_arm, recipe.arms) if arm.fewest > 1]
     for arm, part in itertools.product(arms, PARTS):

@@ -342,6 +342,9 @@ def test_the_place_that_has_all_words_goes_first(tmp_path: Path) -> None:
     assert find_speech_commands(tmp_path, FIVE) == tmp_path / "speech_commands_v0.02"
     assert find_speech_commands(tmp_path, FIVE[:2]) == tmp_path / "five_words"
     assert find_speech_commands(tmp_path, (*FIVE, "zero")) == tmp_path / "five_words"  # its error names the word
+    for part in ("train", "validation", "test"):  # of parquet files the words are not known before they are read
+        (tmp_path / f"{part}-00000.parquet").touch()
+    assert find_speech_commands(tmp_path, FIVE) == tmp_path
 
 
 def test_a_folder_above_the_parquet_files_will_do(parts: Path) -> None:

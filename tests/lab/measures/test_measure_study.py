@@ -296,7 +296,7 @@ def test_damaged_results_are_named(
             read_correct(folder, "cbl-seed0")
         assert main(["measure", str(folder), "--only=clean"]) == 2
         assert "Delete the file and run the same `torchcbl measure` again" in capsys.readouterr().err
-    path.write_text(good.replace('"schema": 1', '"schema": 9'))
+    path.write_text(good.replace('"schema": 1', '"schema": 9').replace('"brier"', '"brier_"'))
     with pytest.raises(ValueError, match="another version of torchcbl: it has schema 9, this torchcbl reads schema 1"):
         read_correct(folder, "cbl-seed0")
 

@@ -29,6 +29,7 @@ class Arm(ABC):
         holds_equal: What the two have in common; a sentence.
         oracle: Whether it is told the labels: an upper bound, no competitor.
         fewest: How many samples a batch must have at least.
+        fewest_steps: T from which on it is another arm than `cbl`.
 
     Example:
         >>> import torch
@@ -45,6 +46,7 @@ class Arm(ABC):
     holds_equal: str = ""
     oracle: bool = False
     fewest: int = 1
+    fewest_steps: int = 1
 
     @property
     def derived(self) -> tuple[str, int] | None:
@@ -65,6 +67,18 @@ class Arm(ABC):
     def adjusted(self, recipe: Recipe) -> Arm:
         """Return the arm as a recipe wants it, its loss included; most arms are not adjustable."""
         return self
+
+    def check_steps(self, recipe: Recipe) -> None:
+        """Check that a recipe has steps enough for the arm to be what its name says.
+
+        Raises:
+            ValueError: It would be `cbl` under another name.
+        """
+        if recipe.steps < self.fewest_steps:
+            raise ValueError(
+                f"{self.name} needs steps of at least {self.fewest_steps}, got {recipe.steps}: with fewer it would be "
+                "'cbl' under another name. Leave the arm out, or ask for more steps."
+            )
 
     def trains_first(self, recipe: Recipe) -> bool:
         """Say whether y_0 has a share in the loss; without one it is no answer to hold y_T against."""

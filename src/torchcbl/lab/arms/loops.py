@@ -29,7 +29,6 @@ class Loop(Arm):
         adjustable: Whether the recipe's `adapter` and `weights` hold for it.
         map: Makes the context from the logits: called with (K, D); None for the affine map.
         loop: The class of the loop.
-        fewest_steps: T from which on it is another arm than `cbl`.
         family: Arms of one family start with the same adapters and the same context.
     """
 
@@ -38,7 +37,6 @@ class Loop(Arm):
     adjustable: bool = True
     map: Callable[[int, int], nn.Module] | None = None
     loop: type[cbl.ContextLoop] = cbl.ContextLoop
-    fewest_steps: int = 1
     family: str = "cbl"
 
     def build(self, recipe: Recipe, shape: Shape, num_classes: int, seed: int) -> nn.Module:
@@ -47,11 +45,7 @@ class Loop(Arm):
         Raises:
             ValueError: There are too few steps for the arm to differ from `cbl`.
         """
-        if recipe.steps < self.fewest_steps:
-            raise ValueError(
-                f"{self.name} needs steps of at least {self.fewest_steps}, got {recipe.steps}: with fewer it would be "
-                "'cbl' under another name. Leave the arm out, or ask for more steps."
-            )
+        self.check_steps(recipe)
         backbone = standard_backbone(recipe, shape, num_classes, seed)
         example = example_of(shape)
         labels = told(torch.arange(len(example)) % num_classes) if self.oracle else nullcontext()

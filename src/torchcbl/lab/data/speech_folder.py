@@ -37,7 +37,7 @@ def find_speech_commands(folder: Path | None = None, words: Sequence[str] = (), 
 
     Args:
         folder: As in `load_speech_commands`.
-        words: A place that has folders of all of these goes before one that has not.
+        words: A place with wav files that lacks some of these comes after all others.
         progress: Called during a download and the unpacking.
 
     Returns:
@@ -55,7 +55,9 @@ def find_speech_commands(folder: Path | None = None, words: Sequence[str] = (), 
     root = Path(named).expanduser()
     found = [root / inside for inside in INSIDE if has_words(root / inside) or has_parts(root / inside)]
     if found:
-        return next((place for place in found if all(holds_clips(place / word) for word in words)), found[0])
+        # which words parquet files hold is seen when they are read
+        whole = (place for place in found if not has_words(place) or all(holds_clips(place / word) for word in words))
+        return next(whole, found[0])
     for packed in (root / ARCHIVE, root / "speech_commands" / ARCHIVE):
         if packed.is_file():
             return _unpacked(packed, progress)

@@ -64,14 +64,18 @@ class Team:
         self.problem: Problem | None = None
         self._members: list[_Member] = []
         self._done: set[int] = set()
-        for rank in ranks:
-            receiver, sender = context.Pipe(duplex=False)
-            name = run.name if rank.spread.size == 1 else f"{run.name}-rank{rank.number}"
-            given = (run, threads, sender, rank, ignored, dict(environment))
-            process = context.Process(target=work, args=given, name=name)
-            process.start()
-            sender.close()  # the process holds the only end now: its death ends the connection
-            self._members.append(_Member(process, receiver))
+        try:
+            for rank in ranks:
+                receiver, sender = context.Pipe(duplex=False)
+                name = run.name if rank.spread.size == 1 else f"{run.name}-rank{rank.number}"
+                given = (run, threads, sender, rank, ignored, dict(environment))
+                process = context.Process(target=work, args=given, name=name)
+                process.start()
+                sender.close()  # the process holds the only end now: its death ends the connection
+                self._members.append(_Member(process, receiver))
+        except BaseException:
+            self.kill()  # those that have started would wait for the others
+            raise
         self._first = self._members[0]
 
     @property

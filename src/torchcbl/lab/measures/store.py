@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from torchcbl.files import write_atomically
-from torchcbl.lab.codec import VersionError, as_json, check_schema, from_json, of_another_version
+from torchcbl.lab.codec import VersionError, as_json, from_json, of_another_version, schema_of
 from torchcbl.lab.records import run_name
 
 SCHEMA = 1
@@ -41,10 +41,9 @@ class About:
     versions: Mapping[str, str]
     machine: Mapping[str, object]
     seconds: float
-    schema: int = SCHEMA
+    schema: int = field(default=SCHEMA, metadata=schema_of(SCHEMA))
 
     def __post_init__(self) -> None:
-        check_schema(self.schema, SCHEMA)
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
 

@@ -58,14 +58,15 @@ def work_off(tasks: Sequence[Task], ground: Ground, jobs: int) -> Iterator[str]:
         return
     threads = max(1, num_cores() // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
-        waiting = [pool.submit(_measure_alone, task) for task in tasks]
         try:
+            waiting = [pool.submit(_measure_alone, task) for task in tasks]
             for done in as_completed(waiting):
                 yield done.result()
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, BlockingIOError) as error:
+            pool.shutdown(wait=False, cancel_futures=True)
             raise ChildProcessError(
-                f"a process that measured was killed, with {jobs} at work (memory full?). What is finished is kept: "
-                "run the same command again, with fewer --jobs if memory is short."
+                f"a process that measured was killed, or could not be started, with {jobs} at work (memory full?): "
+                f"{error} What is finished is kept: run the same command again, with fewer --jobs if memory is short."
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

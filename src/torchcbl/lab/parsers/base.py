@@ -23,4 +23,7 @@ def add_command(
 
 def a_folder(text: str) -> Path:
     """Read a folder's path; `~` is the home, also where no shell has said so, as in --out=~/x."""
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name where there is no such user: a file that is called so
+        return Path(text)

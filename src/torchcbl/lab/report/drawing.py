@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 # The first six are Okabe and Ito's, told apart with the common colour-vision deficiencies; with the others, look at the
 # markers too.
@@ -84,6 +84,13 @@ def canvas(height: float = 3.5) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.8, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
+
+
+def log_scale(axes: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers: matplotlib's own are formulas, not read here."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def wide_canvas(height: float) -> tuple[Figure, Axes]:

@@ -79,7 +79,8 @@ def render(
 
 def _has_controls(found: Beyond) -> bool:
     """Whether there is more to say than against the baseline, which the verdicts do."""
-    return len(found.controls) > 1
+    open_ = any(control.sign_open or control.size_open for control in found.controls)
+    return len(found.controls) > 1 or not found.first_trained or open_
 
 
 def _beyond(found: Beyond, forest: Figure | None) -> str:

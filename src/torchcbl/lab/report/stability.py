@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchcbl.files import write_atomically
 from torchcbl.lab.codec import as_json
-from torchcbl.lab.report.drawing import INK, PALETTE, canvas, legend, styled, title
+from torchcbl.lab.report.drawing import INK, PALETTE, canvas, legend, log_scale, styled, title
 from torchcbl.lab.report.shell import captioned, paragraphs, write_page
 from torchcbl.lab.report.tables import NONE, Table
 from torchcbl.lab.stability import TOLERANCE, Stability
@@ -156,7 +156,7 @@ def _residuals(found: Stability) -> Figure:
         predicted = float(middle[0]) * rate ** np.arange(len(steps))
         shown = int((predicted >= float(middle.nan_to_num(nan=torch.inf).min())).sum())
         axes.plot(steps[:shown], predicted[:shown], color=INK, linestyle="--", label=f"rate {rate:.2g}")
-    axes.set_yscale("log")
+    log_scale(axes)
     axes.set_xlabel("Step")
     axes.set_ylabel("Length of the step, ||G(s) - s||")
     title(axes, "Steps shrink geometrically where the loop settles", f"Median asymptotic rate {rate:.2g}")
@@ -217,7 +217,7 @@ def _errors(found: Stability) -> Figure:
     for values, colour, name in ((bound, _RED, "a-posteriori bound"), (report.errors, _GREEN, "distance")):
         positive = torch.where((values > 0) & values.isfinite(), values.double(), torch.nan)
         axes.plot(steps, positive.nanmedian(dim=1).values.numpy(), color=colour, linewidth=2.2, label=f"{name}, median")
-    axes.set_yscale("log")
+    log_scale(axes)
     axes.set_xlabel("Step")
     axes.set_ylabel("||s - s*||")
     title(axes, "The certified bound and the distance that it bounds", "")

@@ -15,7 +15,7 @@ from torchcbl.lab.statistics.summary import Interval, t_interval
 SIGNIFICANCE = 0.05
 RESAMPLES = 9999
 ROUNDING = 4e-5
-"""Points by which equal differences may part: measures keep seven digits of an accuracy, so each is off by 1e-5."""
+"""Points by which equal differences may part: measures keep seven digits of an accuracy, within 5e-6 points."""
 
 
 @dataclass(frozen=True)

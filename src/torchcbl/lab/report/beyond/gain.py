@@ -94,9 +94,11 @@ def _aside(control: Control) -> str:
 def _caveat(control: Control) -> str:
     found = control.practical
     said = f"practically equal within {found.rope:g}" if found is not None and control.is_equal else ""
+    if said and control.size_open:
+        said += " on these test data"
     if control.comparison.difference_shown and control.sign_open:
-        return f"{said} on these test data, on new ones {control.two_level}".strip()
-    return f"{said} on these test data" if said and control.size_open else said
+        said += f"{', ' if said else ''}sign open on new ones, {control.two_level}"
+    return said
 
 
 def _signed(value: float) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchcbl.lab.report.beyond.gain import overall
-from torchcbl.lab.report.beyond.rows import Beyond, Control, beyond
+from torchcbl.lab.report.beyond.rows import SURE, Beyond, Control, beyond
 from torchcbl.lab.report.beyond.words import sentences, subject
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.tables import NONE, Table
-from torchcbl.lab.report.verdict import format_p
-from torchcbl.lab.statistics import ROPE, Plan
+from torchcbl.lab.report.verdict import format_p, to_digits
+from torchcbl.lab.statistics import ROPE, Plan, Practical
 from torchcbl.lab.statistics.power import WANTED
 
 
@@ -70,11 +70,15 @@ def _row(control: Control) -> tuple[str, ...]:
         _p(comparison.t_test.p if comparison.t_test else None),
         _p(comparison.p_holm),
         effect,
-        NONE if found is None else f"{found.worse:.2f} / {found.equal:.2f} / {found.better:.2f}",
+        NONE if found is None else _probabilities(found),
         _seeds(control.plan),
         _seeds(control.plan_holm),
         NONE if control.plan is None else f"{control.plan.smallest:.2f}",
     )
+
+
+def _probabilities(found: Practical) -> str:
+    return " / ".join(to_digits(value, 2, SURE) for value in (found.worse, found.equal, found.better))
 
 
 def _seeds(plan: Plan | None) -> str:

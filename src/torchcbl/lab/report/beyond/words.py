@@ -119,7 +119,8 @@ def _how_much(found: Practical | None, better: bool) -> str:
 
 
 def _new_images(control: Control) -> str:
-    sign, size = control.sign_open, control.size_open
+    claimed = control.comparison.difference_shown or not control.is_equal
+    sign, size = claimed and control.sign_open, control.size_open
     if not (sign or size):
         return ""
     what = "sign and size stay" if sign and size else "the sign stays" if sign else "the size stays"

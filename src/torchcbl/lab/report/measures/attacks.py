@@ -39,14 +39,14 @@ def section(found: Measures) -> Section | None:
     return Section(
         "attacks",
         "Attacks",
-        (*said, *_suspicions(answers)),
+        (*said, *_suspicions(found.recipe, answers)),
         (_by_step(rows), _ensemble(answers), *_transfer(rows), _signs(found.recipe, answers)),
         (
             ("radius", _by_radius(answers), "Accuracy of y_T under the ensemble of attacks, by radius; 0: no attack."),
             ("blind", _blind(rows), "PGD on y_T by attacks on y_T (solid) and on y_0 alone (dashed)."),
         ),
         _NOTE.format(n=first.about.n),
-        told=(*of_loops(found, said), *_suspicions(answers)),
+        told=(*of_loops(found, said), *_suspicions(found.recipe, answers)),
     )
 
 
@@ -123,21 +123,27 @@ def _signs(recipe: Recipe, rows: Sequence[Row[Attacks]]) -> Table:
         if row.last:
             cells = []
             for name in names:
-                tells = name != SEES_THE_LOOP or trains_first(row.arm, recipe)
+                tells = _tells(name, row.arm, recipe)
                 held = [check.passed for run in row.runs for check in run.checks if tells and check.name == name]
                 cells.append(f"{sum(held)} of {len(held)}" if held else "-")
             lines.append((row.arm, *cells))
     return Table("In how many runs each sign of honest gradients was seen", ("Model", *names), tuple(lines))
 
 
-def _suspicions(rows: Sequence[Row[Attacks]]) -> list[str]:
+def _tells(check: str, arm: str, recipe: Recipe) -> bool:
+    """Say whether a check tells anything of an arm: the attack on y_0 has no aim where y_0 was not trained."""
+    return check != SEES_THE_LOOP or trains_first(arm, recipe)
+
+
+def _suspicions(recipe: Recipe, rows: Sequence[Row[Attacks]]) -> list[str]:
     """Say whose robustness must not be believed, and why."""
     said = []
     for row in rows:
         if not row.last:
             continue
         told = ", which is told the labels" if is_oracle(row.arm) else ""
-        failed = [(run.about.run, check) for run in row.runs for check in run.suspicious]
+        found = ((run.about.run, check) for run in row.runs for check in run.suspicious)
+        failed = [(run, check) for run, check in found if _tells(check.name, row.arm, recipe)]
         for name in dict.fromkeys(check.name for _, check in failed):
             runs = [(run, check.detail) for run, check in failed if check.name == name]
             said.append(
