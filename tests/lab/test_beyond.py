@@ -25,6 +25,7 @@ from torchcbl.lab.records import EpochRecord, Record, TestRecord, write_record
 from torchcbl.lab.report.beyond import Beyond, Control, beyond, bound, draw_beyond, markdown, overall, sentence, table
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.forest import Line, draw_forest
+from torchcbl.lab.report.steps import draw_by_step
 from torchcbl.lab.statistics import Interval, compare, compare_all, plan, practical, two_level_interval
 
 Right = NDArray[np.bool_]
@@ -258,6 +259,8 @@ def test_step_zero_is_a_control_only_where_it_was_trained(arm: str, weights: str
     names = [one.name for one in found.controls if one.name != plain]
     assert bool(names) is control
     assert found.num_comparisons == 1 + control
+    headline = draw_by_step(Findings(recipe, records)).axes[0].get_title(loc="left")
+    assert ("A rising line says yes" in headline) is control
     said = "Its own step 0 is no control: it was trained on later answers alone."
     assert overall(found).endswith(said) is not control
 

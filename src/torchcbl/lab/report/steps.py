@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,10 +14,9 @@ from torchcbl.lab.report.drawing import INK, canvas, legend, panels, title, wrap
 from torchcbl.lab.report.findings import Findings
 from torchcbl.lab.report.learning import plot_runs
 from torchcbl.lab.report.looks import MANY, colour
-from torchcbl.lab.report.roles import is_oracle
+from torchcbl.lab.report.roles import is_oracle, trains_first
 
 Curve = NDArray[np.float64]
-_TITLE = "Does refining help? A rising line says yes"
 
 
 def draw_by_step(findings: Findings) -> Figure:
@@ -35,7 +36,7 @@ def draw_by_step(findings: Findings) -> Figure:
     axes.set_xlabel("Refinement step τ")
     axes.set_ylabel("Test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    title(axes, _TITLE, wrapped("", moved))
+    title(axes, _headline(findings, list(with_steps)), wrapped("", moved))
     legend(figure, axes)
     return figure
 
@@ -62,9 +63,23 @@ def _in_panels(findings: Findings, with_steps: dict[str, Curve]) -> Figure:
         change = found[:, -1].mean() - found[:, 0].mean()
         axes.set_title(f"{arm}: {change:+.2f}", fontsize=8, loc="left")
     figure.suptitle(
-        f"{_TITLE}; above each panel: points from the first step to the last", fontsize=10, x=0.01, ha="left"
+        f"{_headline(findings, list(with_steps))}; above each panel: points from the first step to the last",
+        fontsize=10,
+        x=0.01,
+        ha="left",
     )
     return figure
+
+
+def _headline(findings: Findings, arms: Sequence[str]) -> str:
+    """Say what a rising line means: nothing, where y_0 has no share in the loss."""
+    untrained = [arm for arm in arms if not trains_first(arm, findings.recipe)]
+    asked = "Does refining help? A rising line says yes"
+    if not untrained:
+        return asked
+    if len(untrained) == len(arms):
+        return "Accuracy by step; y_0 was not trained to answer"
+    return f"{asked},\nbut not of {', '.join(untrained)}: y_0 was not trained"
 
 
 def _plot_level(axes: Axes, arm: str, scores: Curve) -> None:
