@@ -36,6 +36,8 @@ def section(found: Measures) -> Section | None:
     mildest = first.parts[0].eps
     what = f"Accuracy under the ensemble at {mildest:g}/255"
     said = verdicts(found, answers, what, lambda run, step: 100 * run.parts[0].square)
+    loops = [row for row in rows if row.last and row.step > 0 and _tells(SEES_THE_LOOP, row.arm, found.recipe)]
+    blind = "PGD on y_T by attacks on y_T (solid) and on y_0 alone (dashed)."
     return Section(
         "attacks",
         "Attacks",
@@ -43,7 +45,7 @@ def section(found: Measures) -> Section | None:
         (_by_step(rows), _ensemble(answers), *_transfer(rows), _signs(found.recipe, answers)),
         (
             ("radius", _by_radius(answers), "Accuracy of y_T under the ensemble of attacks, by radius; 0: no attack."),
-            ("blind", _blind(rows), "PGD on y_T by attacks on y_T (solid) and on y_0 alone (dashed)."),
+            *([("blind", _blind(loops), blind)] if loops else []),
         ),
         _NOTE.format(n=first.about.n),
         told=(*of_loops(found, said), *_suspicions(found.recipe, answers)),
@@ -169,10 +171,9 @@ def _by_radius(rows: Sequence[Row[Attacks]]) -> Figure:
     return figure
 
 
-def _blind(rows: Sequence[Row[Attacks]]) -> Figure:
+def _blind(loops: Sequence[Row[Attacks]]) -> Figure:
     figure, axes = canvas()
-    loops = [row for row in rows if row.last and row.step > 0]
-    x = _radii(rows)
+    x = _radii(loops)
     for row in loops:
         if row.arm in featured([one.arm for one in loops]):
             for aim, style in ((str(row.step), "-"), ("0", "--")):
