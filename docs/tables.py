@@ -147,7 +147,8 @@ def figures(name: str) -> Drawn:
     """Draw what the loops of one study add, and the accuracy by step."""
     yield from forest(name)
     with styled():
-        yield "accuracy-by-step", f"{name}: test accuracy by step", draw_by_step(findings(name))
+        figure = draw_by_step(findings(name))
+    yield "accuracy-by-step", f"{name}: test accuracy by step", figure
 
 
 def drawn(name: str) -> Drawn:
@@ -162,7 +163,8 @@ PICTURES = {"forest": forest, "figures": figures, "drawn": drawn}
 
 def pictures(kind: str, name: str, page: Path, check: bool) -> str:
     """Draw the pictures of a page and show them; to check, say only which would be shown."""
-    digest = hashlib.blake2b((measures if kind == "drawn" else beyond)(name).encode(), digest_size=8).hexdigest()
+    tables = measures(name) if kind == "drawn" else results(name) + beyond(name)
+    digest = hashlib.blake2b(tables.encode(), digest_size=8).hexdigest()
     lines = [f"<!-- drawn from tables {digest} -->"]
     for label, caption, figure in PICTURES[kind](name):
         path = FIGURES / f"{name}-{label}.png"

@@ -128,7 +128,7 @@ def _new_images(control: Control) -> str:
 
 
 def _probability(value: float) -> str:
-    """Write a probability: two digits, more near 0, 1 and 0.95, which it never reaches."""
+    """Write a probability: two digits, more near 0 and 1, which it never reaches, and where it would round to 0.95."""
     if value > 0.999:
         return "> 0.999"
     if value < 0.001:

@@ -37,18 +37,19 @@ def section(found: Measures) -> Section | None:
     what = f"Accuracy under the ensemble at {mildest:g}/255"
     said = verdicts(found, answers, what, lambda run, step: 100 * run.parts[0].square)
     loops = [row for row in rows if row.last and row.step > 0 and _tells(SEES_THE_LOOP, row.arm, found.recipe)]
+    suspicions = _suspicions(found.recipe, answers)
     blind = "PGD on y_T by attacks on y_T (solid) and on y_0 alone (dashed)."
     return Section(
         "attacks",
         "Attacks",
-        (*said, *_suspicions(found.recipe, answers)),
+        (*said, *suspicions),
         (_by_step(rows), _ensemble(answers), *_transfer(rows), _signs(found.recipe, answers)),
         (
             ("radius", _by_radius(answers), "Accuracy of y_T under the ensemble of attacks, by radius; 0: no attack."),
             *([("blind", _blind(loops), blind)] if loops else []),
         ),
         _NOTE.format(n=first.about.n),
-        told=(*of_loops(found, said), *_suspicions(found.recipe, answers)),
+        told=(*of_loops(found, said), *suspicions),
     )
 
 
